@@ -1,0 +1,169 @@
+"""The demo model's networks and noise schedule. The only module that imports diffusers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .attributes import VOCABULARY, Attributes, to_indices
+from .errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+WORKING_PX = 256
+LATENT_FACTOR = 8
+LATENT_SCALE = 1 / 1.123  # s in METHOD.md: gives the latents unit spread
+CONTEXT_WIDTH = 64
+UNET_CONFIG: dict[str, Any] = {
+    "sample_size": WORKING_PX // LATENT_FACTOR,
+    "in_channels": 9,
+    "out_channels": 4,
+    "block_out_channels": (128, 256, 384),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": CONTEXT_WIDTH,
+    "attention_head_dim": 4,
+    "norm_num_groups": 32,
+}
+SCHEDULE_CONFIG: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
+
+
+@dataclass(frozen=True)
+class InpaintCond:
+    """Conditioning of a 9-channel inpainting U-Net.
+
+    `context` (B, T, CONTEXT_WIDTH); `mask` (B, 1, h, w), 1 = regenerate; `masked_latent` (B, 4, h, w), the scaled latent
+    of the image with the face hidden.
+    """
+
+    context: Tensor
+    mask: Tensor
+    masked_latent: Tensor
+
+
+class AttributeTokens(nn.Module):
+    """One learned token per attribute of the vocabulary and value, "unknown" included: the demo model's text encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [1 + len(attribute.values) for attribute in VOCABULARY]
+        self.register_buffer("offsets", torch.tensor([0, *np.cumsum(sizes)[:-1]]), persistent=False)
+        self.table = nn.Embedding(sum(sizes), CONTEXT_WIDTH)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """(B, attributes) integers of `attributes.to_indices` -> (B, attributes, CONTEXT_WIDTH)."""
+        tokens: Tensor = self.table(indices + self.offsets)
+        return tokens
+
+    def encode(self, attributes: Attributes) -> Tensor:
+        """Context of one set of attributes, (1, attributes, CONTEXT_WIDTH); missing ones are "unknown"."""
+        return self(torch.tensor([to_indices(attributes)], device=self.table.weight.device))
+
+
+class DemoModel:
+    """The embedded inpainting model: VAE, 9-channel U-Net and attribute tokens, frozen.
+
+    Args:
+        assets: folder with `vae.safetensors`, `unet.safetensors` and `tokens.safetensors`.
+    Raises: WeightsError if a file is missing or of another architecture.
+    """
+
+    size_px = WORKING_PX
+
+    def __init__(self, assets: Path, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.vae = _load(build_vae(), assets / "vae.safetensors", self.device)
+        self.unet = _load(build_unet(), assets / "unet.safetensors", self.device)
+        self.tokens = _load(AttributeTokens(), assets / "tokens.safetensors", self.device)
+        self._log_sigmas = torch.from_numpy(_all_sigmas()).log().float()
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float 0..1 -> scaled latent (B, 4, H/8, W/8)."""
+        latent: Tensor = self.vae.encode(image.to(self.device) * 2 - 1).latents
+        return latent * LATENT_SCALE
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Scaled latent -> (B, 3, H, W), about 0..1 but not clamped; differentiable."""
+        image: Tensor = self.vae.decode(latent / LATENT_SCALE).sample
+        return (image + 1) / 2
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: Tensor, cond: InpaintCond) -> Tensor:
+        """Predicted clean latent for `x` (B, 4, h, w) = latent + sigma * noise; `sigma` (B,). v-prediction."""
+        sigma_ = sigma.view(-1, 1, 1, 1)
+        unit = (sigma_**2 + 1).sqrt()
+        inputs = torch.cat([x / unit, cond.mask, cond.masked_latent], dim=1)
+        v = self.unet(inputs, self._timestep(sigma), encoder_hidden_states=cond.context).sample
+        return x / unit**2 - v * sigma_ / unit
+
+    def sigmas(self, steps: int) -> Tensor:
+        """Decreasing noise levels of `steps` steps, (steps + 1,), the last one 0; uniform in training time."""
+        return torch.from_numpy(schedule_sigmas(steps))
+
+    def _timestep(self, sigma: Tensor) -> Tensor:
+        level = np.interp(
+            sigma.log().cpu().numpy(), self._log_sigmas.numpy(), np.arange(len(self._log_sigmas), dtype=np.float32)
+        )
+        return torch.from_numpy(level.astype(np.float32)).to(self.device)
+
+
+def build_vae() -> nn.Module:
+    """AutoencoderTiny at its defaults: TAESD's architecture, 8x, 4 channels."""
+    from diffusers import AutoencoderTiny
+
+    vae: nn.Module = AutoencoderTiny()
+    return vae
+
+
+def build_unet() -> nn.Module:
+    """The demo U-Net, 42.5M weights, uninitialised."""
+    from diffusers import UNet2DConditionModel
+
+    unet: nn.Module = UNet2DConditionModel(**UNET_CONFIG)
+    return unet
+
+
+def build_schedule() -> Any:
+    """The training schedule as diffusers' DDPMScheduler (add_noise, get_velocity)."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(**SCHEDULE_CONFIG)
+
+
+def schedule_sigmas(steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """k-diffusion sigmas of `steps` uniformly spaced timesteps from the noisiest, with a final 0."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    scheduler = EulerAncestralDiscreteScheduler(**SCHEDULE_CONFIG, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    return np.asarray(scheduler.sigmas, np.float32)
+
+
+def _all_sigmas() -> np.ndarray[Any, np.dtype[np.float64]]:
+    alphas = build_schedule().alphas_cumprod.double().numpy()
+    return np.sqrt((1 - alphas) / alphas)
+
+
+def _load(module: Any, path: Path, device: torch.device) -> Any:
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing; reinstall the pack, it carries this file")
+    try:
+        module.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{path} holds another architecture than the demo model's; reinstall the pack") from error
+    return module.to(device).eval().requires_grad_(False)

@@ -1,0 +1,271 @@
+"""Face detection with 478 landmarks. The only module that imports mediapipe.
+
+mediapipe up to 0.10.21 carries its models inside the wheel (`mediapipe.solutions`); later releases need a
+`face_landmarker.task` file (`mediapipe.tasks`). Both stand behind one function pair: propose boxes, then fit a mesh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import check_size
+from .errors import InputError, WeightsError
+from .geometry import LANDMARK_COUNT, Box, FloatArray, warp_square
+
+log = logging.getLogger(__name__)
+
+TILE_PX = 768  # a face of about 64 px is still found in a tile of this side
+TILE_OVERLAP = 0.25
+MESH_CROP_PX = 320
+SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
+TASK_FILE_HELP = (
+    "download face_landmarker.task (Apache-2.0) from "
+    "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/latest/face_landmarker.task "
+    "and name it in the environment variable FACEANON_FACE_LANDMARKER, or install mediapipe==0.10.21"
+)
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face, in pixels of the image it was found in."""
+
+    box: Box
+    score: float  # detector's confidence, 0..1
+    landmarks: FloatArray  # (478, 2) xy
+
+
+class _Backend(Protocol):
+    def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]: ...
+
+    def fit_mesh(self, crop: NDArray[np.uint8]) -> FloatArray | None: ...
+
+    def close(self) -> None: ...
+
+
+class FaceDetector:
+    """Finds every face of a picture. Use as a context manager, or call `close`.
+
+    Args:
+        min_score: proposals below this confidence are ignored, 0..1.
+        task_file: `face_landmarker.task`; needed only where mediapipe has no models of its own.
+    Raises: WeightsError if mediapipe needs a task file and none is given.
+    """
+
+    def __init__(self, min_score: float = 0.5, task_file: Path | None = None) -> None:
+        self.min_score = min_score
+        self._backend = _open_backend(min_score, task_file)
+
+    def __enter__(self) -> FaceDetector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free mediapipe's graphs."""
+        self._backend.close()
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Find all faces, largest first.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, at least 64 px on the shorter side.
+        Raises: InputError if the picture is no such array or too small or large.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(f"detect needs an (height, width, 3) uint8 RGB array, got {image.shape} {image.dtype}")
+        check_size(image.shape[1], image.shape[0])
+        faces: list[Face] = []
+        for box, score in self._proposals(image):
+            landmarks = self._mesh(image, box)
+            if landmarks is None:
+                log.warning("a face was proposed at %s (score %.2f) but no mesh fits it", _where(box), score)
+                continue
+            faces.append(Face(Box.around(landmarks), score, landmarks))
+        return sorted(_distinct(faces), key=lambda face: -face.box.area)
+
+    def _proposals(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]:
+        height, width = image.shape[:2]
+        found: list[tuple[Box, float]] = []
+        for left, top, right, bottom in _tiles(width, height):
+            for box, score in self._backend.propose(np.ascontiguousarray(image[top:bottom, left:right])):
+                shifted = Box(box.left + left, box.top + top, box.right + left, box.bottom + top)
+                found.append((shifted, score))
+        found.sort(key=lambda item: -item[1])
+        kept: list[tuple[Box, float]] = []
+        for box, score in found:
+            if not any(_same_face(box, other) for other, _ in kept):
+                kept.append((box, score))
+        return kept
+
+    def _mesh(self, image: NDArray[np.uint8], box: Box) -> FloatArray | None:
+        """Fit the mesh in square crops of two widths around a proposal; the first that fits wins."""
+        for context in (2.0, 3.0):
+            side = max(box.width, box.height) * context
+            scale = MESH_CROP_PX / side
+            x, y = box.center
+            matrix = np.array([[scale, 0, (side / 2 - x) * scale], [0, scale, (side / 2 - y) * scale]], np.float32)
+            crop = warp_square(image, matrix, MESH_CROP_PX)
+            points = self._backend.fit_mesh(crop)
+            if points is not None:
+                offset = np.array([x - side / 2, y - side / 2], np.float32)
+                return (points / scale + offset).astype(np.float32)
+        return None
+
+
+def _tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """The whole picture, then overlapping tiles where it is larger than one tile."""
+    tiles = [(0, 0, width, height)]
+    side = TILE_PX
+    while max(width, height) > side * 1.5:
+        for top in _starts(height, side):
+            for left in _starts(width, side):
+                tiles.append((left, top, min(width, left + side), min(height, top + side)))
+        side *= 3
+    return tiles
+
+
+def _starts(length: int, side: int) -> list[int]:
+    if length <= side:
+        return [0]
+    count = int(np.ceil((length - side) / (side * (1 - TILE_OVERLAP)))) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def _same_face(a: Box, b: Box) -> bool:
+    smaller = min(a.area, b.area)
+    return smaller > 0 and a.intersection(b) / smaller > SAME_FACE_OVERLAP
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """Drop meshes that landed on the same face; the more confident one stays."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda f: -f.score):
+        if not any(_same_face(face.box, other.box) for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _where(box: Box) -> str:
+    return f"x {box.left:.0f}-{box.right:.0f}, y {box.top:.0f}-{box.bottom:.0f}"
+
+
+def _open_backend(min_score: float, task_file: Path | None) -> _Backend:
+    with _quiet():
+        import mediapipe
+
+        if hasattr(mediapipe, "solutions") and task_file is None and "FACEANON_FACE_LANDMARKER" not in os.environ:
+            return _SolutionsBackend(mediapipe, min_score)
+        path = task_file or os.environ.get("FACEANON_FACE_LANDMARKER")
+        if path is None or not Path(path).is_file():
+            raise WeightsError(f"this mediapipe ({mediapipe.__version__}) has no face models inside: {TASK_FILE_HELP}")
+        return _TasksBackend(mediapipe, min_score, Path(path))
+
+
+class _SolutionsBackend:
+    """mediapipe <= 0.10.21: short- and full-range detectors and the mesh, from the wheel."""
+
+    def __init__(self, mediapipe: Any, min_score: float) -> None:
+        solutions = mediapipe.solutions
+        self._detectors = [
+            solutions.face_detection.FaceDetection(model_selection=kind, min_detection_confidence=min_score)
+            for kind in (0, 1)
+        ]
+        self._mesh = solutions.face_mesh.FaceMesh(
+            static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.2
+        )
+
+    def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]:
+        height, width = image.shape[:2]
+        found = []
+        for detector in self._detectors:
+            with _quiet():
+                detections = detector.process(image).detections or []
+            for detection in detections:
+                box = detection.location_data.relative_bounding_box
+                left, top = box.xmin * width, box.ymin * height
+                size = Box(left, top, left + box.width * width, top + box.height * height)
+                found.append((size, float(detection.score[0])))
+        return found
+
+    def fit_mesh(self, crop: NDArray[np.uint8]) -> FloatArray | None:
+        with _quiet():
+            meshes = self._mesh.process(crop).multi_face_landmarks
+        return _to_pixels(meshes[0].landmark, crop) if meshes else None
+
+    def close(self) -> None:
+        for graph in (*self._detectors, self._mesh):
+            graph.close()
+
+
+class _TasksBackend:
+    """mediapipe >= 0.10.30: the Tasks API; one landmarker both proposes faces and fits the mesh."""
+
+    def __init__(self, mediapipe: Any, min_score: float, task_file: Path) -> None:
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        self._image_type = mediapipe.Image
+        self._image_format = mediapipe.ImageFormat.SRGB
+
+        def landmarker(faces: int, score: float) -> Any:
+            options = vision.FaceLandmarkerOptions(
+                base_options=BaseOptions(model_asset_path=str(task_file)),
+                num_faces=faces,
+                min_face_detection_confidence=score,
+                min_face_presence_confidence=score,
+            )
+            return vision.FaceLandmarker.create_from_options(options)
+
+        try:
+            self._proposer, self._mesh = landmarker(32, min_score), landmarker(1, 0.2)
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(f"{task_file} is not a face landmarker this mediapipe can read: {TASK_FILE_HELP}") from error
+
+    def _meshes(self, landmarker: Any, image: NDArray[np.uint8]) -> list[FloatArray]:
+        with _quiet():
+            result = landmarker.detect(self._image_type(image_format=self._image_format, data=image))
+        return [_to_pixels(mesh, image) for mesh in result.face_landmarks]
+
+    def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]:
+        # the Tasks API reports no score for a landmarked face; 1.0 means "above min_score"
+        return [(Box.around(points), 1.0) for points in self._meshes(self._proposer, image)]
+
+    def fit_mesh(self, crop: NDArray[np.uint8]) -> FloatArray | None:
+        meshes = self._meshes(self._mesh, crop)
+        return meshes[0] if meshes else None
+
+    def close(self) -> None:
+        self._proposer.close()
+        self._mesh.close()
+
+
+def _to_pixels(mesh: Any, image: NDArray[np.uint8]) -> FloatArray:
+    height, width = image.shape[:2]
+    points = np.array([(point.x * width, point.y * height) for point in mesh], np.float32)
+    # mediapipe counts from the pixel's corner, OpenCV from its centre
+    return (points[:LANDMARK_COUNT] - 0.5).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide mediapipe's native start-up chatter, which goes to file descriptor 2 past Python's logging."""
+    if log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    saved = os.dup(2)
+    with open(os.devnull, "w") as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

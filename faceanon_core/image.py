@@ -1,0 +1,131 @@
+"""Reading and writing pictures: orientation, gray, RGBA, metadata. Nothing of the source travels along unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from .checks import MAX_PIXELS, check_size
+from .errors import InputError
+
+Pixels = NDArray[np.uint8]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An upright picture in memory.
+
+    `pixels` is (H, W, 3) uint8 RGB; `alpha` (H, W) uint8 where the file had one; `metadata` holds what
+    `save_picture` writes back only on request (key "exif").
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    metadata: dict[str, bytes] = field(default_factory=dict)
+
+
+def load_picture(path: Path) -> Picture:
+    """Read a picture, apply its EXIF orientation, and convert gray, palette, 16-bit, CMYK or RGBA to RGB (+ alpha).
+
+    Raises: InputError with one sentence if the file is missing, empty, truncated, no image, too small or too large.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is not a file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                check_size(*opened.size)
+                return _to_picture(opened)
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not an image this program can read ({', '.join(SUFFIXES)})") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path.name}: the picture is larger than the limit of {MAX_PIXELS / 1e6:.0f} megapixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged or truncated and cannot be read: {error}") from error
+
+
+def _to_picture(opened: Image.Image) -> Picture:
+    opened.load()
+    exif = opened.getexif()
+    metadata = {}
+    upright = ImageOps.exif_transpose(opened)
+    exif.pop(_ORIENTATION_TAG, None)  # the pixels are upright now
+    if len(exif):
+        metadata["exif"] = exif.tobytes()
+    upright = _to_srgb(upright)
+    if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+        upright = _to_8_bit(upright)
+    has_alpha = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+    if has_alpha:
+        rgba = np.asarray(upright.convert("RGBA"))
+        return Picture(rgba[..., :3].copy(), rgba[..., 3].copy(), metadata)
+    return Picture(np.asarray(upright.convert("RGB")).copy(), None, metadata)
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Apply an embedded colour profile, since the output carries none."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):
+        return image  # a damaged profile: show the numbers as they are, like every viewer does
+    return image if converted is None else converted
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    top = 65535.0 if values.max() > 255 else 255.0
+    return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
+
+
+def save_picture(picture: Picture, path: Path, keep_metadata: bool = False, overwrite: bool = False) -> None:
+    """Write a picture without any metadata, in the format of the suffix; the file appears whole or not at all.
+
+    Args:
+        keep_metadata: write the source's EXIF back, without its thumbnail, which would show the source's face.
+        overwrite: replace an existing file.
+    Raises: InputError if the suffix is unknown, the file exists or the place cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path.name}: unknown picture format {suffix!r}; use one of {', '.join(SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already; choose another name or remove it first")
+    pixels = picture.pixels
+    if picture.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
+        pixels = np.dstack([pixels, picture.alpha])
+    image = Image.fromarray(pixels)
+    options: dict[str, object] = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"quality": 95}}.get(suffix, {})
+    if suffix == ".jpeg":
+        options = {"quality": 95, "subsampling": 0}
+    if keep_metadata:
+        options = {**options, **picture.metadata}
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(partial, **options)  # type: ignore[arg-type]
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""From a label map to the mask that is regenerated: chosen regions, minus kept ones, grown and feathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_mask
+from .errors import InputError
+from .parsing import INDEX, FaceParser, LabelMap, region_labels
+
+KEEP_DILATION_PX = 7  # square at REFERENCE_PX, METHOD.md "Mask"
+REFERENCE_PX = 512
+
+
+@dataclass(frozen=True)
+class RegionChoice:
+    """Which regions of a face are regenerated. Lengths are in pixels of a 512 px crop and scale with it."""
+
+    regenerate: tuple[str, ...] = ("face",)
+    keep: tuple[str, ...] = ()
+    grow_px: float = 12.0  # outward growth of the regenerated area, before kept regions are cut out
+    feather_px: float = 12.0  # width of the soft seam outside the mask
+
+
+@dataclass(frozen=True)
+class RegionMask:
+    """`core` (1, 1, H, W) is exactly 0 or 1: what the model regenerates. `seam` (1, 1, H, W), 0..1, is the blend
+    weight of the result: 1 on the core, falling to 0 outward, and 0 on every kept pixel."""
+
+    core: Tensor
+    seam: Tensor
+
+
+def region_mask(labels: LabelMap, choice: RegionChoice, parser: FaceParser | None = None) -> RegionMask:
+    """Build the regenerate mask of one crop, METHOD.md "Mask".
+
+    Args:
+        labels: (H, W) uint8 label map.
+        parser: where given, regions it cannot deliver are refused by name.
+    Raises: UnknownNameError for an unknown region; InputError if nothing is left to regenerate.
+    """
+    wanted = region_labels(choice.regenerate, parser)
+    kept = region_labels(choice.keep, parser)
+    scale = labels.shape[0] / REFERENCE_PX
+    regenerate = grow_mask(labels_to_mask(labels, wanted), choice.grow_px * scale)
+    keep = labels_to_mask(labels, kept)
+    # a region of the face that was not asked for stays, though growth would reach into it
+    unasked = labels_to_mask(labels, region_labels(("face",)) - wanted - kept)
+    core = regenerate * (1 - _dilate_square(keep, KEEP_DILATION_PX * scale)) * (1 - unasked)
+    if float(core.sum()) == 0:
+        raise InputError("the mask excludes everything: every chosen region is also kept, so nothing can be regenerated")
+    seam = feather_mask(core, choice.feather_px * scale) * (1 - keep) * (1 - unasked)
+    return RegionMask(core, seam)
+
+
+def labels_to_mask(labels: LabelMap, names: frozenset[str]) -> Tensor:
+    """1 where the label is one of `names`. Returns: (1, 1, H, W) float."""
+    chosen = np.isin(labels, [INDEX[name] for name in names])
+    return torch.from_numpy(chosen.astype(np.float32))[None, None]
+
+
+def grow_mask(mask: Tensor, radius_px: float) -> Tensor:
+    """Dilate (or, for a negative radius, erode) a mask by a disc.
+
+    Args:
+        mask: (B, 1, H, W), 0..1.
+        radius_px: pixels; below half a pixel nothing changes.
+    """
+    check_mask(mask)
+    radius = round(abs(radius_px))
+    if radius == 0:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    change = cv2.dilate if radius_px > 0 else cv2.erode
+    planes = [change(plane[0].float().cpu().numpy(), disc) for plane in mask]
+    return torch.from_numpy(np.stack(planes))[:, None].to(mask)
+
+
+def feather_mask(mask: Tensor, radius_px: float) -> Tensor:
+    """Soften the mask's edge outward; what was 1 stays 1.
+
+    Args:
+        mask: (B, 1, H, W), 0..1, 1 = regenerate.
+        radius_px: ramp width in pixels, >= 0; 0 returns `mask` unchanged.
+    Returns: (B, 1, H, W), same dtype and device.
+    """
+    check_mask(mask)
+    if radius_px <= 0:
+        return mask
+    planes = []
+    for plane in mask:
+        outside = (plane[0].float().cpu().numpy() < 0.5).astype(np.uint8)
+        distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        ramp = np.clip(1 - distance / radius_px, 0, 1)
+        planes.append(ramp * ramp * (3 - 2 * ramp))  # smoothstep: no visible line where the ramp begins
+    soft = torch.from_numpy(np.stack(planes).astype(np.float32))[:, None].to(mask)
+    return torch.maximum(soft, mask)
+
+
+def latent_mask(core: Tensor, latent_side: int) -> Tensor:
+    """Mask at latent size: 1 wherever any of its pixels is regenerated.
+
+    Max-pooled, never averaged, so that no pixel of the source's face is encoded as "known".
+    """
+    return F.adaptive_max_pool2d(core, (latent_side, latent_side))
+
+
+def _dilate_square(mask: Tensor, side_px: float) -> Tensor:
+    side = max(1, round(side_px))
+    side += 1 - side % 2
+    return F.max_pool2d(mask, side, stride=1, padding=side // 2)

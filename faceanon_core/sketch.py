@@ -1,0 +1,61 @@
+"""A line drawing of pose and expression, put in place of the removed face.
+
+The inpainting model sees the source with the face cut out; where the eyes look and whether the mouth is open is then
+lost. The demo model was trained with this drawing in the hole, which carries pose and expression but no texture.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import geometry
+from .geometry import FloatArray
+
+_SHIFT = 4  # sub-pixel bits of OpenCV's drawing calls
+_LINES: tuple[tuple[tuple[int, ...], bool, tuple[int, int, int]], ...] = (
+    (geometry.FACE_OVAL, True, (150, 110, 110)),
+    (geometry.RIGHT_BROW[:5], False, (40, 40, 160)),
+    (geometry.LEFT_BROW[:5], False, (40, 40, 160)),
+    (geometry.NOSE_RIDGE, False, (200, 200, 60)),
+    (geometry.NOSE_BASE, False, (200, 200, 60)),
+    (geometry.LIPS_OUTER, True, (220, 50, 50)),
+    (geometry.LIPS_INNER, True, (255, 255, 255)),
+    (geometry.RIGHT_EYE, True, (40, 220, 40)),
+    (geometry.LEFT_EYE, True, (40, 220, 40)),
+)
+
+
+def face_sketch(landmarks: FloatArray, size_px: int) -> Tensor:
+    """Draw the face's outline, brows, eyes, irises, nose and lips on mid grey.
+
+    Args:
+        landmarks: (478, 2) xy in pixels of a square crop.
+        size_px: side of that crop.
+    Returns: (1, 3, size_px, size_px) float 0..1.
+    """
+    canvas = np.full((size_px, size_px, 3), 128, np.uint8)
+    width = max(1, round(size_px / 128))
+    points = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
+    for indices, closed, colour in _LINES:
+        line = points[list(indices)].reshape(-1, 1, 2)
+        cv2.polylines(canvas, [line], closed, colour, width, cv2.LINE_AA, _SHIFT)
+    for iris in (geometry.RIGHT_IRIS, geometry.LEFT_IRIS):
+        x, y = points[iris[0]]
+        rim = landmarks[list(iris[1:])] - landmarks[iris[0]]
+        radius = round(float(np.linalg.norm(rim, axis=1).mean()) * 0.6 * (1 << _SHIFT))
+        cv2.circle(canvas, (int(x), int(y)), max(1, radius), (20, 120, 20), -1, cv2.LINE_AA, _SHIFT)
+    return torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255
+
+
+def hide_face(image: Tensor, core: Tensor, filling: Tensor | float = 0.5) -> Tensor:
+    """Replace what will be regenerated, so that the model never sees the source's face.
+
+    Args:
+        image: (B, 3, H, W) float 0..1.
+        core: (B, 1, H, W), 1 = regenerate.
+        filling: grey level, or an image such as `face_sketch`.
+    """
+    return image * (1 - core) + core * filling

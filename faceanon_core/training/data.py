@@ -1,0 +1,142 @@
+"""The face crops the demo model is trained on: images, landmarks, split and known attributes."""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import FaceAnonError
+
+
+@dataclass(frozen=True)
+class FaceRecord:
+    """One aligned 256 px crop of a generated (not real) face."""
+
+    name: str
+    source: str
+    licence: str
+    sex: str  # "female", "male" or "" where unknown
+    ethnicity: str  # folder name of the source set or ""
+    caption: str  # text query under which the picture was published, or ""
+
+
+class FaceSet:
+    """The crops of one split, read from `faces256.tar`, `landmarks.npz` and `metadata.csv`.
+
+    Args:
+        root: folder that holds the three files.
+        split: "train" or "test".
+    Raises: FaceAnonError if a file is missing or the split is empty.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        for needed in ("faces256.tar", "landmarks.npz", "metadata.csv"):
+            if not (root / needed).is_file():
+                raise FaceAnonError(f"{root / needed} is missing; --faces must name the folder that holds it")
+        with open(root / "metadata.csv", newline="", encoding="utf-8") as handle:
+            rows = [row for row in csv.DictReader(handle) if row["split"] == split]
+        self.records = [
+            FaceRecord(r["name"], r["source"], r["license"], r["sex"], r["ethnicity"], r["caption"]) for r in rows
+        ]
+        if not self.records:
+            raise FaceAnonError(f"no rows of split {split!r} in {root / 'metadata.csv'}")
+        archive = np.load(root / "landmarks.npz")
+        index = {str(name): i for i, name in enumerate(archive["names"])}
+        order = [index[record.name] for record in self.records]
+        self.landmarks = archive["landmarks"][order].astype(np.float32)  # (N, 478, 2) crop pixels
+        self._images = _read_images(root / "faces256.tar", [record.name for record in self.records])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def image(self, i: int) -> np.ndarray:
+        """Decode crop `i`. Returns: (256, 256, 3) uint8 RGB."""
+        import io
+
+        with Image.open(io.BytesIO(self._images[i])) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    def images(self, indices: list[int]) -> Tensor:
+        """Decode several crops. Returns: (B, 3, 256, 256) float 0..1."""
+        stack = np.stack([self.image(i) for i in indices])
+        return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+
+
+def _read_images(tar_path: Path, names: list[str]) -> list[bytes]:
+    wanted = set(names)
+    found: dict[str, bytes] = {}
+    with tarfile.open(tar_path) as archive:
+        for member in archive:
+            stem = Path(member.name).stem
+            if member.isfile() and stem in wanted:
+                handle = archive.extractfile(member)
+                assert handle is not None
+                found[stem] = handle.read()
+    missing = wanted - set(found)
+    if missing:
+        raise FaceAnonError(f"{tar_path} lacks {len(missing)} images named in metadata.csv, e.g. {sorted(missing)[0]}")
+    return [found[name] for name in names]
+
+
+def endless_batches(count: int, batch: int, seed: int, start_step: int = 0) -> Iterator[list[int]]:
+    """Shuffled index batches for ever; the same (seed, step) always gives the same batch, so a run resumes exactly."""
+    per_epoch = max(1, count // batch)
+    step = start_step
+    while True:
+        epoch, position = divmod(step, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        yield [int(i) for i in order[position * batch : (position + 1) * batch]]
+        step += 1
+
+
+class Ema:
+    """Exponential moving average of a module's parameters, kept beside the module."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in module.named_parameters():
+            self.values[name].lerp_(parameter.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: torch.nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            parameter.copy_(self.values[name])
+
+
+def cosine_rate(progress: float, warmup: float = 0.03) -> float:
+    """Learning-rate factor 0..1 at `progress` 0..1: linear warm-up, then cosine to zero."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (progress - warmup) / (1 - warmup)))))
+
+
+def save_checkpoint(path: Path, state: dict[str, object]) -> None:
+    """Write a training checkpoint so that a crash never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, object] | None:
+    """Read a checkpoint written by `save_checkpoint`, or None where there is none yet."""
+    if not path.is_file():
+        return None
+    state: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+Progress = Callable[[str], None]

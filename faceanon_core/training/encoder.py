@@ -1,0 +1,169 @@
+"""Train the demo attribute encoder: attributes, landmarks, and telling one face from another."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..attributes import VOCABULARY, Attributes, to_indices
+from ..encoder import DemoEncoder, landmark_targets
+from .data import Ema, FaceSet, cosine_rate, endless_batches, load_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    steps: int = 1600
+    batch: int = 24  # two views of each face
+    rate: float = 1.5e-3
+    ema: float = 0.995
+    seed: int = 0
+    temperature: float = 0.15
+
+
+def train_encoder(faces: FaceSet, labels: list[Attributes], work: Path, settings: EncoderSettings) -> Path:
+    """Train and write `work/encoder.safetensors` (fp16); resumes from `work/encoder.ckpt`."""
+    torch.manual_seed(settings.seed)
+    encoder = DemoEncoder().train()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.rate, weight_decay=0.05)
+    ema = Ema(encoder, settings.ema)
+    first = 0
+    if (state := load_checkpoint(work / "encoder.ckpt")) is not None:
+        encoder.load_state_dict(state["model"])  # type: ignore[arg-type]
+        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        ema.values = state["ema"]  # type: ignore[assignment]
+        first = int(state["step"])  # type: ignore[call-overload]
+    small = _shrunk_images(faces, 160)
+    targets = torch.tensor([to_indices(known) for known in labels])
+    weights = _class_weights(targets)
+    batches = endless_batches(len(faces), settings.batch, settings.seed, first)
+    began = time.time()
+    for step in range(first, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate * cosine_rate(step / settings.steps)
+        indices = next(batches)
+        images = small[indices].float() / 255
+        points = landmark_targets(faces.landmarks[indices], 256)
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        views = [augment(images, points, generator) for _ in range(2)]
+        loss, parts = _loss(encoder, views, targets[indices].repeat(2, 1), weights, settings)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        ema.update(encoder, step)
+        if step % 25 == 0:
+            log.info("encoder step %d/%d %s %.0f s", step, settings.steps, parts, time.time() - began)
+        if step % 200 == 199:
+            values = {"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values}
+            save_checkpoint(work / "encoder.ckpt", {**values, "step": step + 1})
+    ema.copy_to(encoder)
+    out = work / "encoder.safetensors"
+    save_file({k: v.half().contiguous() for k, v in encoder.state_dict().items()}, out)
+    return out
+
+
+def augment(images: Tensor, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random shift, scale, turn, light, blur and noise, as half-denoised pictures show them.
+
+    Args:
+        images: (B, 3, H, W) float 0..1.
+        points: (B, N, 2) xy in units of the side.
+    Returns: (B, 3, 128, 128) float, and the moved points.
+    """
+    count = len(images)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    angle, scale = uniform(-0.2, 0.2), uniform(0.85, 1.12)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    matrix = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # output xy -> input xy
+    shift = uniform(-0.1, 0.1, 2)
+    grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), [count, 3, 128, 128], align_corners=False)
+    out = F.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
+    moved = torch.linalg.solve(matrix, (points * 2 - 1 - shift[:, None]).transpose(1, 2)).transpose(1, 2)
+    out = (out - 0.5) * uniform(0.7, 1.25, 1, 1, 1) + 0.5 + uniform(-0.1, 0.1, 3, 1, 1) * 0.5
+    strength = float(torch.rand((), generator=generator))
+    if strength > 0.4:  # one blur radius per batch keeps this a single convolution
+        out = _blur(out, 0.5 + 3.5 * (strength - 0.4))
+    noise_px = int(2 ** torch.randint(0, 4, (), generator=generator))
+    noise = torch.randn(count, 3, 128 // noise_px, 128 // noise_px, generator=generator)
+    noise = F.interpolate(noise, (128, 128), mode="bilinear")
+    out = out + noise * uniform(0, 0.12, 1, 1, 1) * (torch.rand(count, 1, 1, 1, generator=generator) < 0.6)
+    return out.clamp(0, 1), (moved + 1) / 2
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    radius = math.ceil(2 * sigma)
+    kernel = torch.exp(-torch.arange(-radius, radius + 1).float() ** 2 / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).repeat(3, 1)
+    out = F.conv2d(F.pad(images, [radius] * 4, mode="reflect"), kernel[:, None, :, None], groups=3)
+    return F.conv2d(out, kernel[:, None, None, :], groups=3)
+
+
+def _loss(
+    encoder: DemoEncoder, views: list[tuple[Tensor, Tensor]], targets: Tensor, weights: list[Tensor],
+    settings: EncoderSettings,
+) -> tuple[Tensor, str]:  # fmt: skip
+    features = encoder.features(torch.cat([image for image, _ in views]))
+    summary = encoder.class_features(features)
+    attribute_loss = summary.new_zeros(())
+    for column, head in enumerate(encoder.attribute_heads):
+        known = targets[:, column] > 0
+        if bool(known.any()):
+            logits, wanted = head(summary[known]), targets[known, column] - 1
+            attribute_loss = attribute_loss + F.cross_entropy(logits, wanted, weights[column], label_smoothing=0.05)
+    points = torch.cat([moved for _, moved in views])
+    landmark_loss = F.smooth_l1_loss(encoder.landmarks(features), points, beta=0.02)
+    embedding = F.normalize(encoder.instance_head(summary), dim=1)
+    first, second = embedding.chunk(2)
+    similarity = first @ second.T / settings.temperature
+    same = torch.arange(len(first))
+    instance_loss = (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
+    loss = 0.3 * attribute_loss + 20 * landmark_loss + 0.3 * instance_loss
+    parts = (
+        f"attributes {attribute_loss.item():.3f} landmarks {landmark_loss.item():.5f} instance {instance_loss.item():.3f}"
+    )
+    return loss, parts
+
+
+def _class_weights(targets: Tensor) -> list[Tensor]:
+    """Rare values count more, by the square root of their rarity."""
+    weights = []
+    for column, attribute in enumerate(VOCABULARY):
+        counts = torch.bincount(targets[:, column], minlength=len(attribute.values) + 1)[1:].float()
+        rarity = (counts.sum() / counts.clamp_min(1)).sqrt() * (counts > 0)
+        weights.append(rarity / rarity.mean().clamp_min(1e-6))
+    return weights
+
+
+def _shrunk_images(faces: FaceSet, side: int) -> Tensor:
+    import cv2
+
+    rows = [cv2.resize(faces.image(i), (side, side), interpolation=cv2.INTER_AREA) for i in range(len(faces))]
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+
+
+@torch.no_grad()
+def attribute_accuracy(encoder: DemoEncoder, faces: FaceSet, labels: list[Attributes]) -> dict[str, tuple[float, int]]:
+    """Share of right predictions per attribute among the faces where it is known, and their number."""
+    right = {a.name: 0 for a in VOCABULARY}
+    seen = {a.name: 0 for a in VOCABULARY}
+    for start in range(0, len(faces), 32):
+        indices = list(range(start, min(start + 32, len(faces))))
+        for i, (predicted, _) in zip(indices, encoder.predict(faces.images(indices)), strict=True):
+            for name, value in labels[i].items():
+                seen[name] += 1
+                right[name] += predicted[name] == value
+    return {name: (right[name] / seen[name], seen[name]) for name in right if seen[name]}

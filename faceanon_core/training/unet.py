@@ -1,0 +1,198 @@
+"""Train the demo U-Net to inpaint faces, conditioned on attributes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..attributes import VOCABULARY, Attributes, to_indices
+from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
+from ..errors import InputError
+from ..parsing import LandmarkParser
+from ..regions import RegionChoice, latent_mask, region_mask
+from ..sketch import face_sketch, hide_face
+from .data import Ema, FaceSet, cosine_rate, endless_batches, load_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+_PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mouth", "lips")
+
+
+@dataclass(frozen=True)
+class UnetSettings:
+    steps: int = 2000
+    batch: int = 16
+    rate: float = 3e-4
+    tokens_rate: float = 3e-3
+    ema: float = 0.998
+    seed: int = 0
+    drop_all: float = 0.1  # share of samples with every attribute unknown
+    drop_one: float = 0.25  # chance of each attribute to be unknown
+    no_sketch: float = 0.15  # share of samples with plain grey in the hole, as ComfyUI's stock node gives
+    outside_weight: float = 0.15  # loss weight of pixels outside the mask
+    epochs_per_view: int = 3  # passes over the cached latents before they are drawn anew, flipped
+
+
+class LatentCache:
+    """Latents of the crops and of their masked versions, made when first asked for; masks drawn once per view."""
+
+    def __init__(self, faces: FaceSet, vae: Any, settings: UnetSettings) -> None:
+        self.faces, self.vae, self.settings = faces, vae, settings
+        count = len(faces)
+        self.latents = torch.zeros(count, 4, 32, 32, dtype=torch.float16)
+        self.masked = torch.zeros(count, 4, 32, 32, dtype=torch.float16)
+        self.masks = torch.zeros(count, 1, 32, 32, dtype=torch.float16)
+        self.view = torch.full((count,), -1)
+        self.parser = LandmarkParser()
+
+    def get(self, indices: list[int], view: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled latents (B, 4, 32, 32), masked latents and masks (B, 1, 32, 32) of one view."""
+        missing = [i for i in indices if int(self.view[i]) != view]
+        if missing:
+            self._fill(missing, view)
+        return self.latents[indices].float(), self.masked[indices].float(), self.masks[indices].float()
+
+    @torch.no_grad()
+    def _fill(self, indices: list[int], view: int) -> None:
+        images = self.faces.images(indices)
+        hidden = torch.empty_like(images)
+        for row, i in enumerate(indices):
+            rng = np.random.default_rng([self.settings.seed, view, i])
+            landmarks = self.faces.landmarks[i]
+            core = self._random_mask(landmarks, rng)
+            filling = 0.5 if rng.random() < self.settings.no_sketch else face_sketch(landmarks, 256)
+            hidden[row] = hide_face(images[row : row + 1], core, filling)[0]
+            if view % 2:
+                images[row], hidden[row], core = images[row].flip(-1), hidden[row].flip(-1), core.flip(-1)
+            self.masks[i] = latent_mask(core, 32)[0]
+        both = torch.cat([images, hidden]).mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
+        latents, masked = (self.vae.encode(both).latents * LATENT_SCALE).chunk(2)
+        self.latents[indices], self.masked[indices] = latents.half(), masked.half()
+        self.view[indices] = view
+
+    def _random_mask(self, landmarks: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Half the time the whole face, else with random parts kept, or random parts alone."""
+        labels = self.parser.parse(np.zeros((256, 256, 3), np.uint8), landmarks)
+        grow = float(rng.uniform(4, 30))
+        kind = rng.random()
+        parts = tuple(rng.choice(_PARTS, rng.integers(1, 4), replace=False))
+        choice = RegionChoice(grow_px=grow)
+        if 0.5 < kind <= 0.85:
+            choice = RegionChoice(keep=parts, grow_px=grow)
+        elif kind > 0.85:
+            choice = RegionChoice(regenerate=parts, grow_px=grow)
+        try:
+            return region_mask(labels, choice).core
+        except InputError:  # parts too small to survive, e.g. a closed mouth
+            return region_mask(labels, RegionChoice(grow_px=grow)).core
+
+
+def train_unet(
+    faces: FaceSet, labels: list[Attributes], vae: Any, start: Path, work: Path, settings: UnetSettings,
+    minutes: float = 1e9,
+) -> None:  # fmt: skip
+    """Train and write `work/unet.safetensors` (bf16) and `work/tokens.safetensors`; resumes from `work/unet.ckpt`.
+
+    Args:
+        vae: the trained demo VAE, frozen.
+        start: U-Net weights to begin from.
+        minutes: stop early after this long, with weights and checkpoint written.
+    """
+    torch.manual_seed(settings.seed)
+    model = torch.nn.ModuleDict({"unet": build_unet(), "tokens": AttributeTokens()})
+    model["unet"].load_state_dict({k: v.float() for k, v in load_file(start).items()})
+    torch.nn.init.normal_(model["tokens"].table.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+    model.train()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": model["unet"].parameters(), "lr": 0.0, "base": settings.rate},
+            {"params": model["tokens"].parameters(), "lr": 0.0, "base": settings.tokens_rate},
+        ],
+        weight_decay=0.01,
+    )
+    ema = Ema(model, settings.ema)
+    first = 0
+    if (state := load_checkpoint(work / "unet.ckpt")) is not None:
+        model.load_state_dict(state["model"])  # type: ignore[arg-type]
+        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        ema.values = state["ema"]  # type: ignore[assignment]
+        first = int(state["step"])  # type: ignore[call-overload]
+    targets = torch.tensor([to_indices(known) for known in labels])
+    cache = LatentCache(faces, vae, settings)
+    schedule = build_schedule()
+    batches = endless_batches(len(faces), settings.batch, settings.seed, first)
+    began, average = time.time(), 0.0
+    for step in range(first, settings.steps):
+        view = step * settings.batch // (len(faces) * settings.epochs_per_view)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * cosine_rate(step / settings.steps)
+        indices = next(batches)
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        context = model["tokens"](_drop(targets[indices], settings, generator))
+        loss = _loss(model["unet"], schedule, cache.get(indices, view), context, settings, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update(model, step)
+        average = loss.item() if step == first else 0.98 * average + 0.02 * loss.item()
+        if step % 20 == 0:
+            log.info("unet step %d/%d loss %.4f %.0f s", step, settings.steps, average, time.time() - began)
+        done = time.time() - began > minutes * 60 or step + 1 == settings.steps
+        if step % 150 == 149 or done:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values}
+            save_checkpoint(work / "unet.ckpt", {**state, "step": step + 1})
+            _write(ema, work)
+        if done:
+            break
+
+
+def _drop(targets: Tensor, settings: UnetSettings, generator: torch.Generator) -> Tensor:
+    keep = torch.rand(targets.shape, generator=generator) >= settings.drop_one
+    keep &= torch.rand(len(targets), 1, generator=generator) >= settings.drop_all
+    return targets * keep
+
+
+def _loss(
+    unet: Any, schedule: Any, data: tuple[Tensor, Tensor, Tensor], context: Tensor, settings: UnetSettings,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    latents, masked, masks = data
+    count = len(latents)
+    # stratified: one timestep from each slice of the schedule lowers the variance of the loss
+    timesteps = ((torch.rand(count, generator=generator) + torch.arange(count)) / count * 1000).long().clamp(0, 999)
+    timesteps = timesteps[torch.randperm(count, generator=generator)]
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    wanted = schedule.get_velocity(latents, noise, timesteps)
+    inputs = torch.cat([noisy, masks, masked], dim=1).contiguous(memory_format=torch.channels_last)
+    v = unet(inputs, timesteps, encoder_hidden_states=context).sample
+    weight = settings.outside_weight + (1 - settings.outside_weight) * masks
+    loss: Tensor = ((v - wanted) ** 2 * weight).mean() / weight.mean()
+    return loss
+
+
+def _write(ema: Ema, work: Path) -> None:
+    unet = {k[5:]: v.bfloat16().contiguous() for k, v in ema.values.items() if k.startswith("unet.")}
+    tokens = {k[7:]: v.clone().contiguous() for k, v in ema.values.items() if k.startswith("tokens.")}
+    save_file(unet, work / "unet.safetensors")
+    save_file(tokens, work / "tokens.safetensors")
+
+
+def complete_labels(encoder: Any, faces: FaceSet, labels: list[Attributes], certainty: float = 0.6) -> list[Attributes]:
+    """Fill unknown attributes with the encoder's own predictions where it is certain enough."""
+    completed = []
+    for start in range(0, len(faces), 32):
+        indices = list(range(start, min(start + 32, len(faces))))
+        for i, (values, sure) in zip(indices, encoder.predict(faces.images(indices)), strict=True):
+            guessed = {a.name: values[a.name] for a in VOCABULARY if sure[a.name] >= certainty}
+            completed.append({**guessed, **labels[i]})
+    return completed

@@ -1,0 +1,127 @@
+"""Fine-tune the demo VAE (diffusers AutoencoderTiny, TAESD's shape) for plain reconstruction.
+
+No adversarial loss: the guidance decodes half-denoised latents, where a faithful decoder serves better than a sharp one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .data import Ema, FaceSet, cosine_rate, endless_batches, load_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    steps: int = 700
+    batch: int = 8
+    crop_px: int = 128
+    rate: float = 4e-4
+    encoder_rate: float = 1e-4  # small: the U-Net was trained on the latents of the starting encoder
+    latent_noise: float = 0.02  # share of the latent's own spread
+    ema: float = 0.99
+    seed: int = 0
+
+
+def train_vae(faces: FaceSet, start: Path, work: Path, settings: VaeSettings) -> Path:
+    """Train and write `work/vae.safetensors` (fp16, diffusers keys); resumes from `work/vae.ckpt`.
+
+    Args:
+        start: safetensors file with AutoencoderTiny weights to begin from.
+    Returns: path of the weights file.
+    """
+    torch.manual_seed(settings.seed)
+    vae = AutoencoderTiny()
+    vae.load_state_dict({k: v.float() for k, v in load_file(start).items()})
+    vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": vae.decoder.parameters(), "lr": settings.rate, "base": settings.rate},
+            {"params": vae.encoder.parameters(), "lr": settings.encoder_rate, "base": settings.encoder_rate},
+        ],
+        weight_decay=0.0,
+        betas=(0.9, 0.99),
+    )
+    ema = Ema(vae, settings.ema)
+    first = _resume(work / "vae.ckpt", vae, optimizer, ema)
+    began = time.time()
+    batches = endless_batches(len(faces), settings.batch, settings.seed, first)
+    for step in range(first, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * cosine_rate(step / settings.steps)
+        crops = _random_crops(faces, next(batches), settings, step)
+        loss = _reconstruction_loss(vae, crops, settings.latent_noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        ema.update(vae, step)
+        if step % 20 == 0:
+            log.info("vae step %d/%d loss %.5f %.0f s", step, settings.steps, loss.item(), time.time() - began)
+        if step % 100 == 99:
+            _checkpoint(work / "vae.ckpt", vae, optimizer, ema, step + 1)
+    ema.copy_to(vae)
+    out = work / "vae.safetensors"
+    save_file({k: v.half().contiguous() for k, v in vae.state_dict().items()}, out)
+    return out
+
+
+def _reconstruction_loss(vae: AutoencoderTiny, crops: Tensor, latent_noise: float) -> Tensor:
+    """Mean square error plus a share of L1, on -1..1 pixels."""
+    target = crops * 2 - 1
+    latent = vae.encode(target).latents
+    latent = latent + latent_noise * torch.randn_like(latent) * latent.detach().std()
+    result = vae.decode(latent).sample
+    return F.mse_loss(result, target) + 0.1 * F.l1_loss(result, target)
+
+
+def _random_crops(faces: FaceSet, indices: list[int], settings: VaeSettings, step: int) -> Tensor:
+    """Random square crops, flipped at random. Returns: (B, 3, crop_px, crop_px) float 0..1, channels last."""
+    rng = np.random.default_rng([settings.seed, step])
+    side = settings.crop_px
+    crops = []
+    for i in indices:
+        image = faces.image(i)
+        top, left = rng.integers(0, image.shape[0] - side + 1, 2)
+        crop = image[top : top + side, left : left + side]
+        crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def _resume(path: Path, vae: AutoencoderTiny, optimizer: torch.optim.Optimizer, ema: Ema) -> int:
+    state = load_checkpoint(path)
+    if state is None:
+        return 0
+    vae.load_state_dict(state["model"])  # type: ignore[arg-type]
+    optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+    ema.values = state["ema"]  # type: ignore[assignment]
+    return int(state["step"])  # type: ignore[call-overload, no-any-return]
+
+
+def _checkpoint(path: Path, vae: AutoencoderTiny, optimizer: torch.optim.Optimizer, ema: Ema, step: int) -> None:
+    save_checkpoint(
+        path, {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values, "step": step}
+    )
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: AutoencoderTiny, faces: FaceSet, count: int) -> float:
+    """Mean PSNR in dB of decode(encode(image)) over the first `count` faces, on clamped 0..1 pixels."""
+    values = []
+    for i in range(min(count, len(faces))):
+        image = faces.images([i])
+        result = vae.decode(vae.encode(image * 2 - 1).latents).sample.add(1).div(2).clamp(0, 1)
+        values.append(-10 * torch.log10(F.mse_loss(result, image)).item())
+    return float(np.mean(values))
