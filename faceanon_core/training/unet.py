@@ -79,15 +79,20 @@ class LatentCache:
         self.view[indices] = view
 
     def _random_mask(self, landmarks: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Half the time the whole face, else with random parts kept, or random parts alone."""
+        """The whole face, the whole face with random parts kept, random parts alone, or the whole picture.
+
+        The last teaches the model to make a target face out of attributes and a sketch only.
+        """
         labels = self.parser.parse(np.zeros((256, 256, 3), np.uint8), landmarks)
         grow = float(rng.uniform(4, 30))
         kind = rng.random()
+        if kind < 0.12:
+            return torch.ones(1, 1, 256, 256)
         parts = tuple(rng.choice(_PARTS, rng.integers(1, 4), replace=False))
         choice = RegionChoice(grow_px=grow)
-        if 0.5 < kind <= 0.85:
+        if 0.58 < kind <= 0.88:
             choice = RegionChoice(keep=parts, grow_px=grow)
-        elif kind > 0.85:
+        elif kind > 0.88:
             choice = RegionChoice(regenerate=parts, grow_px=grow)
         try:
             return region_mask(labels, choice).core

@@ -1,0 +1,255 @@
+"""The command line: `faceanon anonymize`, `faceanon targets`, `faceanon demo`.
+
+Exit codes: 0 everything asked for was written; 1 at least one picture failed or was left with a face as it is;
+2 the command could not start (bad arguments or input).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .attributes import describe, parse_attributes
+from .errors import FaceAnonError, InputError
+from .image import SUFFIXES, Picture, load_picture, save_picture
+
+if TYPE_CHECKING:
+    from .pipeline import Anonymizer, Result, Settings
+
+log = logging.getLogger("faceanon")
+JOURNAL = "faceanon-journal.jsonl"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns: the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    try:
+        code: int = options.run(options)
+        return code
+    except FaceAnonError as error:
+        _say(f"faceanon: {error}")
+        # a picture that cannot be anonymized is a failure; anything else is a command that could not start
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        _say("faceanon: stopped; run the same command again to go on")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="faceanon", description="Replace faces with faces of people who do not exist.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
+    verbs = parser.add_subparsers(required=True, metavar="anonymize | targets | demo")
+    anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
+    anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
+    anonymize.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write; never a source")
+    anonymize.add_argument("--keep-metadata", action="store_true", help="copy the source's EXIF (may hold place and time)")
+    _add_settings(anonymize)
+    anonymize.set_defaults(run=_run_anonymize)
+    targets = verbs.add_parser("targets", help="list the gallery of target faces and the attributes one can ask for")
+    targets.set_defaults(run=_run_targets)
+    demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
+    demo.add_argument("-o", "--output", type=Path, default=Path("faceanon-demo.png"))
+    _add_settings(demo)
+    demo.set_defaults(run=_run_demo)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--regions", default="face", help="regions to regenerate, e.g. face or eyes,nose (default: face)")
+    parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
+    parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
+    parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
+    parser.add_argument("--strength", type=float, default=1.0, help="pull towards the target, 0 = none (default: 1)")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
+    parser.add_argument("--faces", default="all", help="all, largest, or how many of the largest (default: all)")
+    parser.add_argument(
+        "--on-failure", choices=("error", "redact", "keep"), default="error",
+        help="a face that cannot be anonymized: stop, cover it, or leave it (default: error)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from .guidance import GuidanceSettings
+    from .pipeline import Settings
+    from .regions import RegionChoice
+
+    return Settings(
+        regions=RegionChoice(regenerate=_names(options.regions), keep=_names(options.keep)),
+        guidance=replace(GuidanceSettings(), strength=options.strength),
+        target=options.target,
+        attributes=parse_attributes(options.attributes),
+        steps=options.steps,
+        seed=options.seed,
+        faces=options.faces,
+        on_failure=options.on_failure,
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _run_targets(options: argparse.Namespace) -> int:
+    from .attributes import VOCABULARY
+    from .target import gallery_index
+
+    for name, attributes in sorted(gallery_index().items()):
+        _say(f"{name:12} {describe(attributes)}", sys.stdout)
+    _say("\nattributes that --attributes takes:", sys.stdout)
+    for attribute in VOCABULARY:
+        _say(f"{attribute.name:12} {', '.join(attribute.values)}", sys.stdout)
+    return 0
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise InputError('the demo portrait comes with scikit-image: pip install "faceanon[demo]"') from error
+    _refuse_existing(options.output)
+    before = astronaut()
+    result = _open_anonymizer(options).anonymize(before, _settings(options), _bar())
+    save_picture(Picture(np.hstack([before, result.pixels])), options.output)
+    _say(f"wrote {options.output}: before on the left, after on the right", sys.stdout)
+    return _report(options.output, result)
+
+
+def _run_anonymize(options: argparse.Namespace) -> int:
+    if not options.source.exists():
+        raise InputError(f"{options.source} does not exist")
+    settings = _settings(options)
+    if options.source.is_dir():
+        return _run_folder(options, settings)
+    output = options.output
+    if output.suffix.lower() not in SUFFIXES:
+        output = output / options.source.name
+    _refuse_existing(output)
+    picture = load_picture(options.source)
+    result = _open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
+    save_picture(replace(picture, pixels=result.pixels), output, options.keep_metadata)
+    _say(f"wrote {output}", sys.stdout)
+    return _report(options.source, result)
+
+
+def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
+    source, output = options.source.resolve(), options.output.resolve()
+    if output == source or output in source.parents:
+        raise InputError(f"the output {options.output} would lie among the sources; choose another folder")
+    files = [path for path in _pictures(source) if output not in path.parents]
+    if not files:
+        raise InputError(f"{options.source} holds no pictures ({', '.join(SUFFIXES)})")
+    _make_folder(output)
+    key = _fingerprint(settings, options.keep_metadata)
+    done = _read_journal(output / JOURNAL, key)
+    anonymizer = _open_anonymizer(options)
+    anonymizer.check(settings)
+    failures: list[str] = []
+    from tqdm import tqdm
+
+    for path in tqdm(files, unit="picture", disable=None):
+        name = path.relative_to(source).as_posix()
+        if name in done and (output / name).is_file():
+            continue
+        try:
+            _refuse_existing(output / name)
+            picture = load_picture(path)
+            result = anonymizer.anonymize(picture.pixels, settings)
+            save_picture(replace(picture, pixels=result.pixels), output / name, options.keep_metadata)
+        except FaceAnonError as error:
+            failures.append(f"{name}: {error}")
+            continue
+        _append_journal(output / JOURNAL, name, key)
+        failures += [f"{name}: {warning}" for warning in result.warnings]
+    for failure in failures:
+        _say(f"failed: {failure}")
+    _say(f"{len(files)} pictures, {len(failures)} problems, written to {options.output}", sys.stdout)
+    return 1 if failures else 0
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another name or remove it first")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / JOURNAL).touch()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _fingerprint(settings: Settings, keep_metadata: bool) -> str:
+    text = json.dumps([asdict(settings), keep_metadata], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_journal(path: Path, key: str) -> set[str]:
+    """Names already written with the same settings; a half-written last line is ignored."""
+    done = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry.get("settings") == key:
+            done.add(entry.get("name"))
+    return done
+
+
+def _append_journal(path: Path, name: str, key: str) -> None:
+    with open(path, "a", encoding="utf-8") as journal:
+        journal.write(json.dumps({"name": name, "settings": key}) + "\n")
+
+
+def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
+    from .pipeline import Anonymizer
+
+    return Anonymizer(device=options.device)
+
+
+def _bar() -> Any:
+    from tqdm import tqdm
+
+    bar = tqdm(unit="step", disable=None)
+
+    def progress(face: int, faces: int, step: Any) -> None:
+        bar.total = faces * step.count
+        bar.set_description(f"face {face + 1} of {faces}")
+        bar.update(1)
+        if bar.n >= bar.total:
+            bar.close()
+
+    return progress
+
+
+def _report(source: Path, result: Result) -> int:
+    for warning in result.warnings:
+        _say(f"{source.name}: {warning}")
+    return 1 if result.warnings else 0
+
+
+def _say(text: str, stream: Any = None) -> None:
+    (stream or sys.stderr).write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

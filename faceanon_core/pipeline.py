@@ -1,0 +1,285 @@
+"""The whole path: picture in, the same picture with other faces out. Fails closed.
+
+No face is ever emitted unchanged unless the caller asks for it by name: a face that cannot be anonymized raises, or is
+covered by a solid fill, as the policy says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .attributes import Attributes
+from .crop import FaceCrop, crop_face, stitch_face
+from .diffusion import DemoModel, InpaintCond
+from .encoder import DemoEncoder, load_demo_encoder
+from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
+from .faces import Face, FaceDetector
+from .guidance import AttributeGuidance, GuidanceSettings
+from .image import load_picture
+from .parsing import FaceParser, LandmarkParser, region_labels
+from .regions import RegionChoice, RegionMask, latent_mask, region_mask
+from .sampling import Step, sample_guided, seeded_noise
+from .skin import mouth_expression
+from .sketch import face_sketch, hide_face
+from .target import Target, choose_target, gallery_target, target_from_pixels
+from .weights import ASSETS
+
+Policy = Literal["error", "redact", "keep"]
+Start = Literal["source", "noise"]
+Status = Literal["anonymized", "redacted", "kept"]
+MIN_CHANGE = 2 / 255  # mean absolute change of the regenerated pixels below which a face counts as unchanged
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How faces are replaced. The defaults are those the model card's figures were measured with."""
+
+    regions: RegionChoice = RegionChoice()
+    guidance: GuidanceSettings = GuidanceSettings()
+    target: str | None = None  # gallery name or picture file; None chooses from the gallery
+    attributes: Attributes = field(default_factory=dict)  # asked of the new face; override the target's own
+    steps: int = 20
+    seed: int = 0
+    eta: float = 1.0
+    start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
+    faces: str = "all"  # "all", "largest", or a count of the largest ones
+    on_failure: Policy = "error"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise InputError(f"steps must be 1 to 1000, got {self.steps}")
+        if self.on_failure not in ("error", "redact", "keep"):
+            raise InputError(f"on-failure must be error, redact or keep, got {self.on_failure!r}")
+        if self.faces not in ("all", "largest") and not (self.faces.isdigit() and int(self.faces) > 0):
+            raise InputError(f"faces must be all, largest or a number of at least 1, got {self.faces!r}")
+
+
+def reference_settings(encoder_unit: float) -> Settings:
+    """METHOD.md "Sampling (reference settings)" to the letter: 45 steps, eta 1, noised source, w_opt 0.8, all tokens.
+
+    Args:
+        encoder_unit: the encoder's `unit_strength`, divided out so that w_opt is 0.8 itself.
+    """
+    guidance = GuidanceSettings(strength=0.8 / encoder_unit, toward=1.0, away=0.0, tokens="all")
+    return Settings(guidance=guidance, steps=45, eta=1.0, start="source", seed=0)
+
+
+@dataclass(frozen=True)
+class FaceReport:
+    """What became of one face."""
+
+    face: Face
+    status: Status
+    target: str | None = None
+    reason: str = ""  # why it was redacted or kept
+    losses: list[dict[str, float]] = field(default_factory=list)  # one entry per guided step
+
+
+@dataclass(frozen=True)
+class Result:
+    """`pixels` (H, W, 3) uint8 RGB and one report per face, largest face first."""
+
+    pixels: NDArray[np.uint8]
+    faces: list[FaceReport]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for every face that was not anonymized, or for the lack of any face."""
+        if not self.faces:
+            return ["no face was found, the picture is unchanged"]
+        return [f"face {i}: {r.status}, {r.reason}" for i, r in enumerate(self.faces, 1) if r.status != "anonymized"]
+
+
+FaceProgress = Callable[[int, int, Step], None]  # face index from 0, number of faces, step
+
+
+class Anonymizer:
+    """Holds the loaded models; one instance serves any number of pictures.
+
+    Args:
+        assets: folder of the demo model.
+        parser: another face parser than the landmark-based default.
+    Raises: WeightsError if the model is missing or damaged.
+    """
+
+    def __init__(self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None) -> None:
+        self.detector = FaceDetector()
+        self.parser = parser or LandmarkParser()
+        self._assets, self._device = assets, device
+
+    @cached_property
+    def model(self) -> DemoModel:
+        """The inpainting model, loaded when first needed."""
+        return DemoModel(self._assets, self._device)
+
+    @cached_property
+    def encoder(self) -> DemoEncoder:
+        """The attribute encoder, loaded when first needed."""
+        return load_demo_encoder(self._assets / "encoder.safetensors").to(self._device)
+
+    def anonymize(
+        self, pixels: NDArray[np.uint8], settings: Settings, progress: FaceProgress | None = None
+    ) -> Result:
+        """Replace the faces of one picture.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+        Returns: the new picture; pixels outside every face's seam are bit-identical.
+        Raises: NoFaceError or AnonymizationError under the policy "error"; InputError for unusable settings.
+        """
+        self.check(settings)
+        faces = self.detector.detect(pixels)
+        if not faces:
+            if settings.on_failure == "keep":
+                return Result(pixels.copy(), [])
+            raise NoFaceError("no face was found, so nothing could be anonymized and nothing is written")
+        chosen = _chosen_count(settings.faces, len(faces))
+        output, reports, used = pixels, [], frozenset[str]()
+        for index, face in enumerate(faces):
+            if index >= chosen:
+                reports.append(FaceReport(face, "kept", reason=f"left as it is because only {settings.faces} was asked"))
+                continue
+            try:
+                output, report = self._replace_face(
+                    output, face, index, settings, used, lambda step, i=index: progress and progress(i, chosen, step)
+                )
+            except (InputError, Cancelled):
+                raise
+            except FaceAnonError as error:
+                output, report = _apply_policy(output, face, index, len(faces), settings.on_failure, error)
+            reports.append(report)
+            used |= {report.target or ""}
+        return Result(output.copy() if output is pixels else output, reports)
+
+    def check(self, settings: Settings) -> None:
+        """Refuse unknown regions and targets before any work is done.
+
+        Raises: UnknownNameError.
+        """
+        region_labels(settings.regions.regenerate, self.parser)
+        region_labels(settings.regions.keep, self.parser)
+        if settings.target is not None and not _is_file_name(settings.target):
+            gallery_target(settings.target)
+
+    def find_target(self, settings: Settings, source: Tensor, seed: int, used: frozenset[str] = frozenset()) -> Target:
+        """The target for one face: named, from a file, or the gallery face that fits what was asked and the source."""
+        if settings.target is not None:
+            if not _is_file_name(settings.target):
+                return gallery_target(settings.target)
+            picture = load_picture(Path(settings.target))
+            return target_from_pixels(
+                picture.pixels, Path(settings.target).name, self.detector, self.encoder, self.model.size_px
+            )
+        guessed, _ = self.encoder.predict(source)[0]
+        wanted = {name: guessed[name] for name in ("sex", "age", "skin")} | settings.attributes
+        return choose_target(wanted, seed, avoid=used)
+
+    def regenerate(
+        self, crop: FaceCrop, mask: RegionMask, target: Target, settings: Settings, seed: int,
+        callback: Callable[[Step], None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
+        source, model = crop.tensor, self.model
+        hidden = hide_face(source, mask.core, face_sketch(crop.landmarks, model.size_px))
+        masked_latent = model.encode(hidden)
+        side = masked_latent.shape[-1]
+        asked = new_face_attributes(target, settings.attributes, crop)
+        cond = InpaintCond(model.tokens.encode(asked), latent_mask(mask.core, side).to(model.device), masked_latent)
+        noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps)
+        start = model.encode(source) if settings.start == "source" else torch.zeros_like(masked_latent)
+        x = start + sigmas[0] * noise(start)
+        guidance = AttributeGuidance(self.encoder, model.decode, settings.guidance, target.image, source)
+        latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
+        with torch.no_grad():
+            return model.decode(latent).clamp(0, 1).cpu()
+
+    def _replace_face(
+        self, image: NDArray[np.uint8], face: Face, index: int, settings: Settings, used: frozenset[str],
+        callback: Callable[[Step], object],
+    ) -> tuple[NDArray[np.uint8], FaceReport]:  # fmt: skip
+        crop = crop_face(image, face, self.model.size_px)
+        mask = region_mask(self.parser.parse(crop.pixels, crop.landmarks), settings.regions, self.parser)
+        seed = settings.seed + index
+        target = self.find_target(settings, crop.tensor, seed, used)
+        losses: list[dict[str, float]] = []
+
+        def on_step(step: Step) -> None:
+            if step.losses:
+                losses.append(step.losses)
+            callback(step)
+
+        result = self.regenerate(crop, mask, target, settings, seed, on_step)
+        check_changed(crop.tensor, result, mask.core)
+        stitched = stitch_face(image, crop, result, mask.seam)
+        return stitched, FaceReport(face, "anonymized", target.name, losses=losses)
+
+
+def new_face_attributes(target: Target, asked: Attributes, crop: FaceCrop) -> Attributes:
+    """Attributes the model is conditioned on: the target's, what the user asked, and the source's own expression.
+
+    Hair is left out: it lies outside the face and stays.
+    """
+    attributes = {**target.attributes, "expression": mouth_expression(crop.landmarks), **asked}
+    if "hair" not in asked:
+        attributes.pop("hair", None)
+    return attributes
+
+
+def check_changed(source: Tensor, result: Tensor, core: Tensor) -> None:
+    """Fail closed if the regenerated pixels hardly differ from the source's.
+
+    Raises: AnonymizationError.
+    """
+    if not bool(torch.isfinite(result).all()):
+        raise AnonymizationError("the model returned pixels that are not numbers")
+    change = float(((result - source).abs() * core).sum() / (3 * core.sum()))
+    if change < MIN_CHANGE:
+        raise AnonymizationError(f"the face came out nearly unchanged (mean change {change * 255:.2f} of 255)")
+
+
+def redact_face(image: NDArray[np.uint8], face: Face, grow: float = 1.35) -> NDArray[np.uint8]:
+    """Cover a face with a solid grey shape in a copy of the image; nothing of it can be recovered.
+
+    Args:
+        grow: size of the shape over the hull of the landmarks, about its centre.
+    """
+    hull = cv2.convexHull(face.landmarks.astype(np.float32))[:, 0]
+    center = hull.mean(0)
+    polygon = np.round((hull - center) * grow + center).astype(np.int32)
+    output = image.copy()
+    cv2.fillPoly(output, [polygon.reshape(-1, 1, 2)], (128, 128, 128))
+    return output
+
+
+def _apply_policy(
+    image: NDArray[np.uint8], face: Face, index: int, count: int, policy: Policy, error: FaceAnonError
+) -> tuple[NDArray[np.uint8], FaceReport]:
+    if policy == "redact":
+        return redact_face(image, face), FaceReport(face, "redacted", reason=str(error))
+    if policy == "keep":
+        return image, FaceReport(face, "kept", reason=str(error))
+    x, y = face.box.center
+    raise AnonymizationError(
+        f"face {index + 1} of {count} (near x {x:.0f}, y {y:.0f}) could not be anonymized: {error}; "
+        "nothing is written. Use the failure policy redact to cover such faces instead"
+    ) from error
+
+
+def _chosen_count(faces: str, found: int) -> int:
+    if faces == "all":
+        return found
+    return min(found, 1 if faces == "largest" else int(faces))
+
+
+def _is_file_name(target: str) -> bool:
+    return "." in target or "/" in target or "\\" in target

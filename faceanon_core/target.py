@@ -1,0 +1,85 @@
+"""Target faces: people who do not exist, whose attributes the result is pulled towards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attributes import Attributes
+from .crop import crop_face
+from .encoder import DemoEncoder
+from .errors import InputError, NoFaceError, UnknownNameError
+from .faces import FaceDetector
+from .image import load_picture
+from .weights import GALLERY
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target face: `image` (1, 3, 256, 256) float 0..1, an upright crop; `attributes` as far as known."""
+
+    name: str
+    image: Tensor
+    attributes: Attributes
+
+
+def gallery_index(folder: Path = GALLERY) -> dict[str, Attributes]:
+    """Names and attributes of the faces in a gallery folder (`gallery.json` beside `<name>.jpg`)."""
+    index: dict[str, Attributes] = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
+    return index
+
+
+def gallery_target(name: str, folder: Path = GALLERY) -> Target:
+    """Load one gallery face.
+
+    Raises: UnknownNameError naming those that exist.
+    """
+    index = gallery_index(folder)
+    if name not in index:
+        raise UnknownNameError(f"there is no target named {name!r}; the gallery has {', '.join(sorted(index))}")
+    pixels = load_picture(folder / f"{name}.jpg").pixels
+    return Target(name, torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, index[name])
+
+
+def target_from_pixels(
+    pixels: np.ndarray, name: str, detector: FaceDetector, encoder: DemoEncoder, size_px: int
+) -> Target:
+    """Cut the target face out of a picture and estimate its attributes.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB with exactly one face.
+    Raises: NoFaceError if there is no face; InputError if there are several.
+    """
+    faces = detector.detect(pixels)
+    if not faces:
+        raise NoFaceError(f"the target picture {name} shows no face; choose one with a single, frontal face")
+    if len(faces) > 1:
+        raise InputError(f"the target picture {name} shows {len(faces)} faces; crop it to the one you mean")
+    image = crop_face(pixels, faces[0], size_px).tensor
+    attributes, sure = encoder.predict(image)[0]
+    return Target(name, image, {key: value for key, value in attributes.items() if sure[key] >= 0.5})
+
+
+def choose_target(wanted: Attributes, seed: int, folder: Path = GALLERY, avoid: frozenset[str] = frozenset()) -> Target:
+    """The gallery face that shares most of `wanted`; `seed` decides between equals.
+
+    Args:
+        avoid: names not to use again, for example those given to other faces of the same picture.
+    """
+    index = gallery_index(folder)
+    names = [name for name in sorted(index) if name not in avoid] or sorted(index)
+    order = np.random.default_rng(seed).permutation(len(names))
+
+    def agreement(name: str) -> int:
+        return sum(_WEIGHT.get(key, 1) for key, value in wanted.items() if index[name].get(key) == value)
+
+    best = max((names[i] for i in order), key=agreement)
+    return gallery_target(best, folder)
+
+
+_WEIGHT = {"sex": 4, "age": 3, "skin": 2}  # a wrong sex or age shows more than a wrong hair colour
