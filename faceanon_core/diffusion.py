@@ -47,12 +47,13 @@ class InpaintCond:
     """Conditioning of a 9-channel inpainting U-Net.
 
     `context` (B, T, CONTEXT_WIDTH); `mask` (B, 1, h, w), 1 = regenerate; `masked_latent` (B, 4, h, w), the scaled latent
-    of the image with the face hidden.
+    of the image with the face hidden; `source_latent`, where given, is restored outside the mask at every step.
     """
 
     context: Tensor
     mask: Tensor
     masked_latent: Tensor
+    source_latent: Tensor | None = None
 
 
 class AttributeTokens(nn.Module):
@@ -109,17 +110,18 @@ class DemoModel:
         unit = (sigma_**2 + 1).sqrt()
         inputs = torch.cat([x / unit, cond.mask, cond.masked_latent], dim=1)
         v = self.unet(inputs, self._timestep(sigma), encoder_hidden_states=cond.context).sample
-        return x / unit**2 - v * sigma_ / unit
+        denoised = x / unit**2 - v * sigma_ / unit
+        if cond.source_latent is None:
+            return denoised
+        return denoised * cond.mask + cond.source_latent * (1 - cond.mask)
 
     def sigmas(self, steps: int) -> Tensor:
         """Decreasing noise levels of `steps` steps, (steps + 1,), the last one 0; uniform in training time."""
         return torch.from_numpy(schedule_sigmas(steps))
 
     def _timestep(self, sigma: Tensor) -> Tensor:
-        level = np.interp(
-            sigma.log().cpu().numpy(), self._log_sigmas.numpy(), np.arange(len(self._log_sigmas), dtype=np.float32)
-        )
-        return torch.from_numpy(level.astype(np.float32)).to(self.device)
+        distance = (sigma.log().cpu()[:, None] - self._log_sigmas).abs()
+        return distance.argmin(dim=1).to(self.device)
 
 
 def build_vae() -> nn.Module:

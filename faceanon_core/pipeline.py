@@ -191,12 +191,12 @@ class Anonymizer:
         """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
         source, model = crop.tensor, self.model
         hidden = hide_face(source, mask.core, face_sketch(crop.landmarks, model.size_px))
-        masked_latent = model.encode(hidden)
-        side = masked_latent.shape[-1]
-        asked = new_face_attributes(target, settings.attributes, crop)
-        cond = InpaintCond(model.tokens.encode(asked), latent_mask(mask.core, side).to(model.device), masked_latent)
-        noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps)
-        start = model.encode(source) if settings.start == "source" else torch.zeros_like(masked_latent)
+        source_latent, masked_latent = model.encode(source), model.encode(hidden)
+        hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
+        context = model.tokens.encode(new_face_attributes(target, settings.attributes, crop))
+        cond = InpaintCond(context, hole, masked_latent, source_latent)
+        noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
+        start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
         guidance = AttributeGuidance(self.encoder, model.decode, settings.guidance, target.image, source)
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)

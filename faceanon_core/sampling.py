@@ -38,14 +38,15 @@ class Step:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-def ancestral_step(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
+def ancestral_step(sigma: Tensor, sigma_next: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
     """Split a step into its deterministic end sigma_down and the noise sigma_up added after it (k-diffusion).
 
     With eta = 1 this is DDIM at eta = 1; sigma_up is DDIM's sigma_t over sqrt(alpha_bar_prev), METHOD.md.
     """
-    if sigma_next <= 0 or eta <= 0:
-        return sigma_next, 0.0
-    sigma_up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
+    if eta == 0:
+        return sigma_next, torch.zeros_like(sigma_next)
+    spread = eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
+    sigma_up = torch.minimum(sigma_next, spread)
     return (sigma_next**2 - sigma_up**2) ** 0.5, sigma_up
 
 
@@ -62,32 +63,31 @@ def sample_guided(
         sigmas: (N + 1,) decreasing; the last may be 0.
         noise_sampler: x -> unit normal noise of x's shape; called once per step that adds noise.
         guidance: None samples without guidance, bit for bit the same as a guidance that is never active.
-        callback: called after each step; raising in it stops the run.
+        callback: called once per step with the model's prediction; raising in it stops the run.
     Returns: (B, C, h, w), the clean latent.
     Raises: InputError for a schedule that does not decrease; AnonymizationError if the model returns NaN.
     """
-    levels = [float(sigma) for sigma in sigmas]
-    if len(levels) < 2 or any(a <= b for a, b in zip(levels[:-1], levels[1:], strict=True)):
+    count = len(sigmas) - 1
+    if count < 1 or bool((sigmas[1:] >= sigmas[:-1]).any()):
         raise InputError("the noise schedule must have at least one step and decrease at each")
-    count = len(levels) - 1
     for index in range(count):
-        sigma, sigma_next = levels[index], levels[index + 1]
-        denoised = denoiser(x, x.new_full((len(x),), sigma), cond)
+        sigma = sigmas[index]
+        denoised = denoiser(x, sigma * x.new_ones(len(x)), cond)
         if not bool(torch.isfinite(denoised).all()):
             raise AnonymizationError(f"the model returned NaN at step {index + 1} of {count}; nothing was made")
-        sigma_down, sigma_up = ancestral_step(sigma, sigma_next, eta)
-        losses: dict[str, float] = {}
-        pull = None
+        sigma_down, sigma_up = ancestral_step(sigma, sigmas[index + 1], eta)
+        pull, losses = None, {}
         if guidance is not None and sigma_up > 0 and guidance.active(index / count):
-            gradient, losses = guidance.gradient(denoised)
-            pull = sigma_up * gradient
-        x = x + (x - denoised) / sigma * (sigma_down - sigma)
-        if sigma_up > 0:
-            x = x + noise_sampler(x) * sigma_up
-        if pull is not None:
-            x = x - pull
+            pull, losses = guidance.gradient(denoised)
         if callback is not None:
-            callback(Step(index, count, sigma, denoised, losses))
+            callback(Step(index, count, float(sigma), denoised, losses))
+        if sigma_down == 0:
+            x = denoised
+            continue
+        # the order of these operations is k-diffusion's, so that an unguided run equals sample_euler_ancestral bit for bit
+        x = x + (x - denoised) / sigma * (sigma_down - sigma) + noise_sampler(x) * sigma_up
+        if pull is not None:
+            x = x - sigma_up * pull
     return x
 
 

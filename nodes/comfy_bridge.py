@@ -1,0 +1,343 @@
+"""The only file that imports ComfyUI. Imported inside node functions, never at load time.
+
+ComfyUI runs nodes under torch.inference_mode(), where every weight is an inference tensor and autograd cannot save it.
+The guidance therefore runs on clones of the weights made outside inference mode (`_Differentiable`), made anew for each
+run, because moving a module inside inference mode taints it again. ComfyUI's own weights are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import latent_preview
+import node_helpers
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..faceanon_core import diffusion
+from ..faceanon_core.attributes import Attributes
+from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
+from ..faceanon_core.errors import InputError
+from ..faceanon_core.guidance import AttributeGuidance, GuidanceSettings
+from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
+from ..faceanon_core.weights import ASSETS
+
+
+@dataclass(frozen=True)
+class GuidanceSpec:
+    """What travels through a GUIDANCE socket. `target` and `source` are (B,3,H,W) float 0..1."""
+
+    encoder: Any  # ModelPatcher of an AttributeEncoder
+    target: Tensor
+    source: Tensor | None
+    settings: GuidanceSettings
+    decoder: Any = None  # a VAE other than the sampler's, or None
+
+
+# ---- the demo model ----
+
+
+class _DemoLatent(comfy.latent_formats.LatentFormat):
+    scale_factor = diffusion.LATENT_SCALE
+
+
+class _DemoConfig(comfy.supported_models_base.BASE):
+    """The demo U-Net in ComfyUI's terms (`diffusion.UNET_CONFIG` is the same network in diffusers' terms)."""
+
+    latent_format = _DemoLatent
+    sampling_settings = {"linear_start": 0.00085, "linear_end": 0.012}  # noqa: RUF012
+    unet_extra_config = {"num_heads": 4, "num_head_channels": -1}  # noqa: RUF012
+
+    def model_type(self, state_dict: Any, prefix: str = "") -> Any:
+        return comfy.model_base.ModelType.V_PREDICTION
+
+
+_DEMO_UNET: dict[str, Any] = {
+    "image_size": diffusion.UNET_CONFIG["sample_size"],
+    "in_channels": 9,
+    "out_channels": 4,
+    "model_channels": 128,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 3],
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": diffusion.CONTEXT_WIDTH,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+}
+
+
+def load_demo_model() -> tuple[Any, Any]:
+    """The demo model as (MODEL, VAE)."""
+    return _demo_unet(), _demo_vae()
+
+
+def _demo_unet() -> Any:
+    state = _to_ldm_keys(load_file(ASSETS / "unet.safetensors"))
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    size = comfy.utils.calculate_parameters(state)
+    dtype = comfy.model_management.unet_dtype(model_params=size, supported_dtypes=[torch.float16, torch.float32])
+    config = _DemoConfig({**_DEMO_UNET, "dtype": dtype})
+    manual_cast = comfy.model_management.unet_manual_cast(dtype, device, [torch.float16, torch.float32])
+    config.set_inference_dtype(dtype, manual_cast)
+    model = config.get_model({}, "", device=offload)
+    model.diffusion_model.load_state_dict({name: value.to(dtype) for name, value in state.items()})
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def _to_ldm_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = comfy.utils.unet_to_diffusers(_DEMO_UNET)
+    return {names[name]: value for name, value in state.items()}
+
+
+def _demo_vae() -> Any:
+    """TAESD's format: the decoder's first layer is the clamp, which diffusers keeps outside its layer list."""
+    state = {}
+    for name, value in load_file(ASSETS / "vae.safetensors").items():
+        part, _, number, rest = name.split(".", 3)
+        index = int(number) + (part == "decoder")
+        state[f"taesd_{part}.{index}.{rest}"] = value
+    state["vae_scale"], state["vae_shift"] = torch.tensor(1.0), torch.tensor(0.0)
+    return comfy.sd.VAE(sd=state)
+
+
+def load_demo_encoder() -> Any:
+    """The demo encoder inside a ModelPatcher, so that ComfyUI's memory management moves it."""
+    with torch.inference_mode(False):
+        network = read_demo_encoder(ASSETS / "encoder.safetensors")
+    return comfy.model_patcher.ModelPatcher(
+        network, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    )
+
+
+def demo_conditioning(attributes: Attributes) -> Any:
+    """CONDITIONING [[tensor (1, tokens, width), {}]] for the demo model."""
+    return [[_demo_tokens().encode(attributes).detach().clone(), {}]]
+
+
+@cache
+def _demo_tokens() -> diffusion.AttributeTokens:
+    tokens = diffusion.AttributeTokens()
+    tokens.load_state_dict(load_file(ASSETS / "tokens.safetensors"))
+    return tokens.eval().requires_grad_(False)
+
+
+# ---- small helpers the nodes use ----
+
+
+def vae_encode(vae: Any, images: Tensor) -> Tensor:
+    """(B,3,H,W) float 0..1 -> LATENT samples of this VAE."""
+    return vae.encode(images.permute(0, 2, 3, 1))  # BCHW -> BHWC
+
+
+def extend(conditioning: Any, values: dict[str, Any]) -> Any:
+    """CONDITIONING with more values on every entry."""
+    return node_helpers.conditioning_set_values(conditioning, values)
+
+
+@contextlib.contextmanager
+def ready_encoder(encoder: Any) -> Iterator[Any]:
+    """The encoder's network, loaded; only for calls without gradient."""
+    comfy.model_management.load_models_gpu([encoder])
+    yield encoder.model
+
+
+def schedule(model: Any, scheduler: str, steps: int, denoise: float) -> Tensor:
+    """Sigmas as KSampler makes them, `denoise` included."""
+    device = comfy.model_management.get_torch_device()
+    return comfy.samplers.KSampler(model, steps, device, "euler_ancestral", scheduler, denoise, model.model_options).sigmas
+
+
+def sample(
+    model: Any, sampler: Any, sigmas: Tensor, positive: Any, negative: Any, latent: dict[str, Any], seed: int, cfg: float
+) -> dict[str, Any]:
+    """Run a SAMPLER the way SamplerCustom does, with progress bar and preview. Returns: a LATENT."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    result = comfy.sample.sample_custom(
+        model, noise, cfg, sampler, sigmas, positive, negative, samples, noise_mask=latent.get("noise_mask"),
+        callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+    )  # fmt: skip
+    return {**latent, "samples": result}
+
+
+# ---- guidance ----
+
+
+class _Differentiable:
+    """Calls a method of a module on clones of its weights that autograd accepts. Make it outside inference mode."""
+
+    class _Method(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module, method: str) -> None:
+            super().__init__()
+            self.module, self.method = module, method
+
+        def forward(self, value: Tensor) -> Tensor:
+            return getattr(self.module, self.method)(value)
+
+    def __init__(self, module: torch.nn.Module, method: str, skip: tuple[str, ...] = ()) -> None:
+        self.holder = self._Method(module, method)
+        tensors = [*self.holder.named_parameters(), *self.holder.named_buffers()]
+        self.weights = {
+            name: tensor.detach().clone()
+            for name, tensor in tensors
+            if not name.removeprefix("module.").startswith(skip or ("\0",))
+        }
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return torch.func.functional_call(self.holder, self.weights, (value,))
+
+
+class _ComfyEncoder:
+    """An AttributeEncoder that works inside ComfyUI's inference mode."""
+
+    def __init__(self, patcher: Any) -> None:
+        self.unit_strength = patcher.model.unit_strength
+        self._features = _Differentiable(patcher.model, "features")
+        self._device = patcher.load_device
+
+    def features(self, image: Tensor) -> Tensor:
+        return self._features(image.to(self._device, torch.float32))
+
+
+def _decode(vae: Any, model: Any) -> Any:
+    """latent as the sampler sees it -> image (B,3,H,W) about 0..1, differentiable."""
+    network = _Differentiable(vae.first_stage_model, "decode", skip=("encoder", "quant_conv", "taesd_encoder"))
+
+    def decode(latent: Tensor) -> Tensor:
+        pixels = network(model.process_latent_out(latent).to(vae.vae_dtype))
+        return (pixels.float() + 1) / 2
+
+    return decode
+
+
+def _check_served(model: Any, vae: Any) -> None:
+    """Refuse models and VAEs the guidance cannot serve, in one sentence.
+
+    Raises: InputError.
+    """
+    sampling = model.model_sampling
+    if isinstance(sampling, comfy.model_sampling.CONST) or not hasattr(model.diffusion_model, "input_blocks"):
+        raise InputError("attribute guidance serves SD 1.5, SD 2 and SDXL models; this is a flow or DiT model")
+    channels = model.latent_format.latent_channels
+    if vae.latent_channels != channels:
+        raise InputError(
+            f"the VAE has {vae.latent_channels} latent channels but the model has {channels}; use the model's own VAE"
+        )
+
+
+def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> AttributeGuidance:
+    """Must be called outside inference mode, after every model is loaded."""
+    vae = spec.decoder or vae
+    _check_served(model, vae)
+    source = spec.source.clone() if spec.source is not None else None
+    return AttributeGuidance(
+        _ComfyEncoder(spec.encoder), _decode(vae, model), spec.settings, spec.target.clone(), source
+    )
+
+
+def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:
+    """The models that must be loaded beside the U-Net."""
+    return [spec.encoder, (spec.decoder or vae).patcher]
+
+
+class GuidedSampler(comfy.samplers.KSAMPLER):
+    """A SAMPLER: `sampling.sample_guided` over ComfyUI's denoiser, mask merging and callbacks included."""
+
+    def __init__(self, spec: GuidanceSpec, vae: Any) -> None:
+        super().__init__(self._run)
+        self.spec, self.vae = spec, vae
+
+    def sample(
+        self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor,
+        latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
+    ) -> Tensor:  # fmt: skip
+        if self.spec.settings.strength > 0:
+            comfy.model_management.load_models_gpu(
+                [*_helpers(self.spec, self.vae), *_loaded(model_wrap.inner_model)]
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            copies = [None if value is None else value.clone() for value in (sigmas, noise, latent_image, denoise_mask)]
+            sigmas, noise, latent_image, denoise_mask = copies
+            return super().sample(
+                model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+            )
+
+    def _run(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool, **_: Any
+    ) -> Tensor:
+        base = model.inner_model.inner_model
+        guided = self.spec.settings.strength > 0
+        guidance = _build_guidance(self.spec, self.vae, base) if guided else None
+        noise = comfy.samplers.k_diffusion_sampling.default_noise_sampler(x, seed=extra_args.get("seed"))
+
+        def on_step(step: Step) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if callback is not None:
+                callback({"i": step.index, "denoised": step.denoised, "x": x})
+
+        return sample_guided(
+            lambda x, sigma, cond: model(x, sigma, **cond), x, sigmas, extra_args,
+            lambda _: noise(None, None), guidance, eta=1.0, callback=on_step,
+        )  # fmt: skip
+
+
+def _loaded(base: Any) -> list[Any]:
+    return [base.current_patcher] if getattr(base, "current_patcher", None) is not None else []
+
+
+def guided_sampler(spec: GuidanceSpec, vae: Any) -> GuidedSampler:
+    """A SAMPLER that follows `spec`; `vae` is the sampled model's own."""
+    return GuidedSampler(spec, vae)
+
+
+def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
+    """A MODEL clone whose predictions carry the guidance, exact for euler_ancestral.
+
+    x_next = ... - sigma_up * g equals changing `denoised` by sigma_up * g / (1 - sigma_down / sigma).
+    """
+    if spec.settings.strength == 0:
+        return model
+    patched = model.clone()
+    patched.set_additional_models("faceanon_guidance", _helpers(spec, vae))
+    state: dict[str, Any] = {}
+
+    def guide(arguments: dict[str, Any]) -> Tensor:
+        denoised, sigma = arguments["denoised"], arguments["sigma"]
+        sigmas = arguments["model_options"]["transformer_options"].get("sample_sigmas")
+        if sigmas is None:
+            return denoised
+        index = int((sigmas - sigma.max()).abs().argmin())
+        if index + 1 >= len(sigmas) or sigmas[index + 1] <= 0:
+            return denoised
+        with torch.inference_mode(False), torch.no_grad():
+            if index == 0 or state.get("for") is not sigmas:
+                state.update({"for": sigmas, "guidance": _build_guidance(spec, vae, arguments["model"])})
+            guidance = state["guidance"]
+            if not guidance.active(index / (len(sigmas) - 1)):
+                return denoised
+            gradient, _ = guidance.gradient(denoised.clone())
+            now, following = sigmas[index].clone(), sigmas[index + 1].clone()
+            sigma_down, sigma_up = ancestral_step(now, following)
+            return denoised.clone() - (sigma_up / (1 - sigma_down / now)).to(gradient) * gradient
+
+    patched.set_model_sampler_post_cfg_function(guide)
+    return patched

@@ -1,0 +1,60 @@
+"""Between ComfyUI's tensors and the core's: IMAGE (B,H,W,C) and MASK (B,H,W) at the edge, BCHW and B1HW inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..faceanon_core.checks import check_image, check_mask
+from ..faceanon_core.errors import InputError, ShapeError
+
+CATEGORY = "FaceAnon"
+
+
+def from_image(image: Tensor, name: str = "image") -> Tensor:
+    """IMAGE (B,H,W,C) -> (B,3,H,W) float 0..1; gray is repeated, alpha dropped.
+
+    Raises: ShapeError or InputError for other shapes, NaN or values outside 0..1.
+    """
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise ShapeError(f"{name} must be (batch, height, width, channels) with 1, 3 or 4 channels, got {tuple(image.shape)}")
+    colour = image.expand(-1, -1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
+    planes = colour.permute(0, 3, 1, 2).float()  # BHWC -> BCHW
+    check_image(planes, name)
+    return planes.clamp(0, 1)
+
+
+def to_image(planes: Tensor) -> Tensor:
+    """(B,3,H,W) -> IMAGE (B,H,W,3) on the CPU."""
+    return planes.permute(0, 2, 3, 1).float().cpu().contiguous()  # BCHW -> BHWC
+
+
+def from_mask(mask: Tensor, name: str = "mask") -> Tensor:
+    """MASK (B,H,W) or (H,W) -> (B,1,H,W) float 0..1."""
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim != 3:
+        raise ShapeError(f"{name} must be (batch, height, width), got {tuple(mask.shape)}")
+    planes = mask[:, None].float()
+    check_mask(planes, name=name)
+    return planes.clamp(0, 1)
+
+
+def to_pixels(image: Tensor, name: str = "image") -> list[NDArray[np.uint8]]:
+    """IMAGE -> one (H,W,3) uint8 array per picture."""
+    planes = from_image(image, name)
+    return list((planes.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def match_batch(tensor: Tensor, count: int, name: str) -> Tensor:
+    """Repeat a batch of one to `count`; refuse any other mismatch.
+
+    Raises: InputError.
+    """
+    if len(tensor) == count:
+        return tensor
+    if len(tensor) == 1:
+        return tensor.expand(count, *tensor.shape[1:])
+    raise InputError(f"{name} has a batch of {len(tensor)} but there are {count} faces; pass one, or one for each face")

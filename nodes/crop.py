@@ -1,0 +1,94 @@
+"""Cut faces out of pictures and put them back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..faceanon_core.errors import InputError
+from .convert import CATEGORY, from_image, from_mask, match_batch, to_image, to_pixels
+
+
+class CropFaces:
+    """IMAGE + FACES -> FACE_CROP: upright square crops with context, at the model's working size."""
+
+    TITLE = "Crop Faces"
+    CATEGORY = CATEGORY
+    FUNCTION = "crop"
+    RETURN_TYPES = ("FACE_CROP", "IMAGE")
+    RETURN_NAMES = ("crops", "image")
+    DESCRIPTION = "Cuts an upright square around every face. The image output is a batch with one crop per face."
+    SEARCH_ALIASES = ("align face", "face crop")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        size = {
+            "default": 256, "min": 64, "max": 2048, "step": 64,
+            "tooltip": "Side of the crop in pixels: 256 for the demo model, 512 for SD 1.5 and SD 2, 1024 for SDXL.",
+        }  # fmt: skip
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The pictures the faces were found in."}),
+                "faces": ("FACES", {"tooltip": "From Parse Faces or Select Faces."}),
+                "size": ("INT", size),
+            }
+        }
+
+    def crop(self, image: Tensor, faces: Any, size: int) -> tuple[Any, Tensor]:
+        from ..faceanon_core.crop import crop_face
+
+        pictures = to_pixels(image)
+        if len(pictures) != len(faces):
+            raise InputError(f"the image has a batch of {len(pictures)} but the faces come from {len(faces)} pictures")
+        crops = [
+            (index, crop_face(pixels, face, size))
+            for index, (pixels, found) in enumerate(zip(pictures, faces, strict=True))
+            for face in found
+        ]
+        return crops, to_image(torch.cat([crop.tensor for _, crop in crops]))
+
+
+class StitchFaces:
+    """Put regenerated crops back; pixels outside the seam stay bit-identical."""
+
+    TITLE = "Stitch Faces"
+    CATEGORY = CATEGORY
+    FUNCTION = "stitch"
+    RETURN_TYPES = ("IMAGE",)
+    DESCRIPTION = "Blends the regenerated crops into the pictures. Stops if a face came out unchanged."
+    SEARCH_ALIASES = ("paste face", "composite", "uncrop")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The pictures the crops were cut from."}),
+                "crops": ("FACE_CROP", {"tooltip": "From Crop Faces."}),
+                "result": ("IMAGE", {"tooltip": "One regenerated crop per face, for example from VAE Decode."}),
+                "seam": ("MASK", {"tooltip": "Blend weight per crop: 1 takes the result, 0 leaves the picture untouched."}),
+            }
+        }
+
+    def stitch(self, image: Tensor, crops: Any, result: Tensor, seam: Tensor) -> tuple[Tensor]:
+        from ..faceanon_core.crop import seam_in_image, stitch_face
+        from ..faceanon_core.pipeline import check_changed
+
+        results, seams = from_image(result, "result"), match_batch(from_mask(seam, "seam"), len(crops), "seam")
+        if len(results) != len(crops):
+            raise InputError(f"there are {len(results)} results but {len(crops)} crops; every face needs its own result")
+        originals = from_image(image)
+        outputs, touched = to_pixels(image), [np.zeros(image.shape[1:3], bool) for _ in image]
+        for (index, crop), new, weight in zip(crops, results, seams, strict=True):
+            check_changed(crop.tensor, new[None], (weight[None] >= 1).float())
+            outputs[index] = stitch_face(outputs[index], crop, new[None], weight[None])
+            touched[index] |= seam_in_image(crop, weight[None], image.shape[2], image.shape[1]) > 0
+        changed = torch.from_numpy(np.stack(touched))[:, None]
+        stitched = torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).float() / 255
+        # untouched pixels come from the float input, so that they are bit-identical and not rounded to 8 bits
+        return (to_image(torch.where(changed, stitched, originals.cpu())),)
+
+
+NODES = (CropFaces, StitchFaces)

@@ -1,0 +1,112 @@
+"""Find the faces of every picture in a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..faceanon_core.errors import NoFaceError, UnknownNameError
+from .convert import CATEGORY, to_pixels
+
+_ORDERS = ("largest first", "left to right", "top to bottom")
+
+
+class ParseFaces:
+    """IMAGE -> FACES: for every picture of the batch, its faces with 478 landmarks."""
+
+    TITLE = "Parse Faces"
+    CATEGORY = CATEGORY
+    FUNCTION = "parse"
+    RETURN_TYPES = ("FACES", "IMAGE", "INT")
+    RETURN_NAMES = ("faces", "preview", "count")
+    DESCRIPTION = "Detects every face with 478 landmarks. The preview draws boxes, numbers and landmarks on the picture."
+    SEARCH_ALIASES = ("face detection", "landmarks", "face mesh", "mediapipe")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        score = {
+            "default": 0.5, "min": 0.05, "max": 0.95, "step": 0.05,
+            "tooltip": "Confidence a detection needs. Lower finds more faces and more false ones; higher misses faces.",
+        }  # fmt: skip
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "One picture or a batch, at least 64 px on the shorter side."}),
+                "min_score": ("FLOAT", score),
+            }
+        }
+
+    def parse(self, image: Tensor, min_score: float) -> tuple[Any, Tensor, int]:
+        from ..faceanon_core.faces import FaceDetector
+        from ..faceanon_core.report import draw_faces
+
+        pictures = to_pixels(image)
+        with FaceDetector(min_score) as detector:
+            faces = [detector.detect(pixels) for pixels in pictures]
+        empty = [str(i + 1) for i, found in enumerate(faces) if not found]
+        if empty:
+            where = "the picture" if len(faces) == 1 else f"picture {', '.join(empty)} of the batch"
+            raise NoFaceError(f"no face was found in {where}; lower min_score, or use a larger or clearer picture")
+        drawn = np.stack([draw_faces(pixels, found) for pixels, found in zip(pictures, faces, strict=True)])
+        return faces, torch.from_numpy(drawn).float() / 255, sum(len(found) for found in faces)
+
+
+class SelectFaces:
+    """FACES -> FACES: choose which faces are worked on."""
+
+    TITLE = "Select Faces"
+    CATEGORY = CATEGORY
+    FUNCTION = "select"
+    RETURN_TYPES = ("FACES",)
+    DESCRIPTION = "Chooses faces by size, order or number. Faces that are not selected stay as they are in the picture."
+    SEARCH_ALIASES = ("largest face", "filter faces")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "faces": ("FACES", {"tooltip": "From Parse Faces."}),
+                "order": (list(_ORDERS), {"tooltip": "How faces are numbered, from 1."}),
+                "numbers": ("STRING", {"default": "all", "tooltip": '"all", or numbers such as "1,3" in that order.'}),
+                "min_size": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 8192,
+                        "tooltip": "Pixels: smaller faces are dropped. 0 keeps all. Dropped faces stay unchanged!",
+                    },
+                ),
+            }
+        }
+
+    def select(self, faces: Any, order: str, numbers: str, min_size: int) -> tuple[Any]:
+        keys = {
+            "largest first": lambda face: -face.box.area,
+            "left to right": lambda face: face.box.left,
+            "top to bottom": lambda face: face.box.top,
+        }
+        selected = []
+        for found in faces:
+            ordered = sorted((f for f in found if max(f.box.width, f.box.height) >= min_size), key=keys[order])
+            wanted = range(len(ordered)) if numbers.strip().lower() == "all" else _numbers(numbers, len(ordered))
+            selected.append([ordered[i] for i in wanted])
+        if not any(selected):
+            raise NoFaceError("no face is left after the selection; choose other numbers or a smaller min_size")
+        return (selected,)
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    try:
+        wanted = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UnknownNameError(f'numbers must be "all" or like "1,3", got {text!r}') from error
+    for number in wanted:
+        if not 1 <= number <= count:
+            raise UnknownNameError(f"face {number} was asked for, but there are {count} faces after sorting out small ones")
+    return [number - 1 for number in wanted]
+
+
+NODES = (ParseFaces, SelectFaces)

@@ -1,0 +1,243 @@
+"""Inpaint conditioning, guidance and the three ways to sample with it. All share `comfy_bridge.GuidedSampler`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..faceanon_core.errors import InputError
+from ..faceanon_core.guidance import GuidanceSettings
+from .convert import CATEGORY, from_mask, match_batch
+
+_SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True, "tooltip": "Same seed, same face."}
+
+_SCHEDULERS = ("normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform", "beta")
+
+
+class InpaintFaces:
+    """Hide the faces and prepare conditioning and latent for an inpainting model."""
+
+    TITLE = "Inpaint Faces"
+    CATEGORY = CATEGORY
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
+    RETURN_NAMES = ("positive", "negative", "latent")
+    DESCRIPTION = (
+        "Like InpaintModelConditioning, for face crops: the face is cut out before encoding, never averaged into known pixels. "
+        "Works with 9-channel inpaint models and with 4-channel models (noise mask)."
+    )
+    SEARCH_ALIASES = ("InpaintModelConditioning", "noise mask")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "positive": ("CONDITIONING", {"tooltip": "What the new face should be."}),
+                "negative": ("CONDITIONING", {"tooltip": "What it should not be."}),
+                "vae": ("VAE", {"tooltip": "The VAE of the model you sample with."}),
+                "crops": ("FACE_CROP", {"tooltip": "From Crop Faces."}),
+                "mask": ("MASK", {"tooltip": "From Region Mask; hand-painted masks of the crops work as well."}),
+                "sketch": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "On: draw pose and expression into the hole (demo model only). Off: plain grey, for other models.",
+                    },
+                ),
+            }
+        }
+
+    def encode(
+        self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool
+    ) -> tuple[Any, Any, Any]:
+        from ..faceanon_core.regions import latent_mask
+        from ..faceanon_core.sketch import face_sketch, hide_face
+        from . import comfy_bridge
+
+        images = torch.cat([crop.tensor for _, crop in crops])
+        core = (match_batch(from_mask(mask), len(crops), "mask") >= 0.5).float()
+        if core.shape[-2:] != images.shape[-2:]:
+            raise InputError(
+                f"mask is {core.shape[-1]}x{core.shape[-2]} but the crops are {images.shape[-1]}x{images.shape[-2]}; "
+                "make the mask from the crops"
+            )
+        size = images.shape[-1]
+        filling = torch.cat([face_sketch(crop.landmarks, size) for _, crop in crops]) if sketch else 0.5
+        source = comfy_bridge.vae_encode(vae, images)
+        masked = comfy_bridge.vae_encode(vae, hide_face(images, core, filling))
+        hole = latent_mask(core, source.shape[-1])
+        extra = {"concat_latent_image": masked, "concat_mask": hole}
+        latent = {"samples": source, "noise_mask": hole}
+        return comfy_bridge.extend(positive, extra), comfy_bridge.extend(negative, extra), latent
+
+
+class AttributeGuidance:
+    """Everything the samplers need to pull the result towards a target: one GUIDANCE socket."""
+
+    TITLE = "Attribute Guidance"
+    CATEGORY = CATEGORY
+    FUNCTION = "build"
+    RETURN_TYPES = ("GUIDANCE",)
+    DESCRIPTION = "Pulls the predicted image towards the attributes of the target face at each step, and away from the source."
+    SEARCH_ALIASES = ("guidance", "feature matching", "IPAdapter")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        share = {"min": 0.0, "max": 1.0, "step": 0.05}
+        defaults = GuidanceSettings()
+        return {
+            "required": {
+                "encoder": ("FACE_ENCODER", {"tooltip": "The network whose features are matched."}),
+                "target": ("TARGET_FACE", {"tooltip": "The face to pull towards."}),
+                "strength": (
+                    "FLOAT",
+                    {
+                        "default": defaults.strength,
+                        "min": 0.0,
+                        "max": 20.0,
+                        "step": 0.1,
+                        "tooltip": "0 = no guidance, exactly the stock sampler. 1 = as tuned. Too much makes blotches.",
+                    },
+                ),
+                "away": (
+                    "FLOAT",
+                    {
+                        "default": defaults.away,
+                        "min": 0.0,
+                        "max": 2.0,
+                        "step": 0.05,
+                        "tooltip": "Push away from the source's features. 0 = off; needs crops.",
+                    },
+                ),
+                "start": ("FLOAT", {**share, "default": defaults.start, "tooltip": "Share of the steps where guidance begins."}),
+                "end": ("FLOAT", {**share, "default": defaults.end, "tooltip": "Share of the steps where guidance ends."}),
+                "tokens": (
+                    ["all", "class", "patches"],
+                    {
+                        "default": defaults.tokens,
+                        "tooltip": "all: as in the paper. class: the face as a whole. patches: where things are.",
+                    },
+                ),
+            },
+            "optional": {
+                "crops": ("FACE_CROP", {"tooltip": "The source faces; needed only for away."}),
+                "decoder": ("VAE", {"tooltip": "A faster decoder for the guidance, e.g. TAESD. Empty: the sampler's own VAE."}),
+            },
+        }
+
+    def build(
+        self, encoder: Any, target: Any, strength: float, away: float, start: float, end: float, tokens: Any,
+        crops: Any = None, decoder: Any = None,
+    ) -> tuple[Any]:  # fmt: skip
+        from . import comfy_bridge
+
+        settings = GuidanceSettings(strength=strength, away=away, start=start, end=end, tokens=tokens)
+        if away > 0 and crops is None:
+            raise InputError("away pushes from the source's features, so connect crops, or set away to 0")
+        source = torch.cat([crop.tensor for _, crop in crops]) if crops is not None else None
+        return (comfy_bridge.GuidanceSpec(encoder, target.image, source, settings, decoder),)
+
+
+class GuidedSampler:
+    """The one-box sampler: Euler-ancestral steps with attribute guidance."""
+
+    TITLE = "Attribute-Guided Sampler"
+    CATEGORY = CATEGORY
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT",)
+    DESCRIPTION = "A KSampler that follows GUIDANCE. With strength 0 it equals KSampler with euler_ancestral bit for bit."
+    SEARCH_ALIASES = ("KSampler", "anonymize")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model to sample with."}),
+                "vae": ("VAE", {"tooltip": "Its VAE; decodes the prediction for the guidance."}),
+                "positive": ("CONDITIONING", {"tooltip": "From Inpaint Faces."}),
+                "negative": ("CONDITIONING", {"tooltip": "From Inpaint Faces."}),
+                "latent": ("LATENT", {"tooltip": "From Inpaint Faces."}),
+                "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance."}),
+                "seed": ("INT", _SEED),
+                "steps": ("INT", {"default": 20, "min": 1, "max": 1000, "tooltip": "More is slower and finer; 20 is usual."}),
+                "cfg": (
+                    "FLOAT",
+                    {"default": 1.0, "min": 0.0, "max": 30.0, "step": 0.1, "tooltip": "1 = positive only; higher follows it more."},
+                ),
+                "scheduler": (list(_SCHEDULERS), {"default": "normal", "tooltip": "How noise levels are spaced."}),
+                "denoise": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.05,
+                        "max": 1.0,
+                        "step": 0.05,
+                        "tooltip": "1 = new face. Lower keeps more of the source and leaks its identity!",
+                    },
+                ),
+            }
+        }
+
+    def sample(
+        self, model: Any, vae: Any, positive: Any, negative: Any, latent: Any, guidance: Any, seed: int, steps: int,
+        cfg: float, scheduler: str, denoise: float,
+    ) -> tuple[Any]:  # fmt: skip
+        from . import comfy_bridge
+
+        sampler = comfy_bridge.guided_sampler(guidance, vae)
+        sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
+        return (comfy_bridge.sample(model, sampler, sigmas, positive, negative, latent, seed, cfg),)
+
+
+class GuidedSamplerObject:
+    """A SAMPLER for the stock SamplerCustom and SamplerCustomAdvanced nodes."""
+
+    TITLE = "Guided SAMPLER"
+    CATEGORY = CATEGORY
+    FUNCTION = "build"
+    RETURN_TYPES = ("SAMPLER",)
+    DESCRIPTION = "Euler-ancestral with attribute guidance, as a SAMPLER for SamplerCustomAdvanced."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance."}),
+                "vae": ("VAE", {"tooltip": "The model's VAE; decodes the prediction for the guidance."}),
+            }
+        }
+
+    def build(self, guidance: Any, vae: Any) -> tuple[Any]:
+        from . import comfy_bridge
+
+        return (comfy_bridge.guided_sampler(guidance, vae),)
+
+
+class ApplyGuidance:
+    """Patch a MODEL so that any stock KSampler follows the guidance."""
+
+    TITLE = "Apply Attribute Guidance"
+    CATEGORY = CATEGORY
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+    DESCRIPTION = "For stock KSampler nodes. Exact with euler_ancestral; close with other samplers."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model to patch."}),
+                "vae": ("VAE", {"tooltip": "Its VAE; decodes the prediction for the guidance."}),
+                "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance."}),
+            }
+        }
+
+    def apply(self, model: Any, vae: Any, guidance: Any) -> tuple[Any]:
+        from . import comfy_bridge
+
+        return (comfy_bridge.patch_model(model, vae, guidance),)
+
+
+NODES = (InpaintFaces, AttributeGuidance, GuidedSampler, GuidedSamplerObject, ApplyGuidance)
