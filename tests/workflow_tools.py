@@ -1,0 +1,42 @@
+"""Turn a workflow saved by ComfyUI's editor into the API format that POST /prompt takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+_EDITOR_ONLY = {"MarkdownNote", "Note", "Reroute"}
+
+
+def ui_to_api(workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Convert a UI workflow.
+
+    Args:
+        definitions: the server's /object_info, or the same shape built from our node classes.
+    Raises: KeyError for a node type without a definition.
+    """
+    sources = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in _EDITOR_ONLY:
+            continue
+        values = iter(node.get("widgets_values") or [])
+        linked = {entry["name"]: entry["link"] for entry in node["inputs"] if entry.get("link") is not None}
+        inputs: dict[str, Any] = {}
+        for name, kind, options in _declared(definitions[node["type"]]):
+            if isinstance(kind, list) or kind in _WIDGET_TYPES:
+                inputs[name] = next(values)
+                if options.get("control_after_generate") or options.get("image_upload"):
+                    next(values, None)  # the editor stores its own extra widget after these
+            if name in linked:
+                inputs[name] = list(sources[linked[name]])
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def _declared(definition: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
+    rows = []
+    for part in ("required", "optional"):
+        for name, spec in definition["input"].get(part, {}).items():
+            rows.append((name, spec[0], spec[1] if len(spec) > 1 else {}))
+    return rows
