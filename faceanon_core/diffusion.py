@@ -87,7 +87,7 @@ class DemoModel:
 
     def __init__(self, assets: Path, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.vae = _load(build_vae(), assets / "vae.safetensors", self.device)
+        self.vae = load_vae(assets / "vae.safetensors", self.device)
         self.unet = _load(build_unet(), assets / "unet.safetensors", self.device)
         self.tokens = _load(AttributeTokens(), assets / "tokens.safetensors", self.device)
         self._log_sigmas = torch.from_numpy(_all_sigmas()).log().float()
@@ -130,6 +130,11 @@ def build_vae() -> nn.Module:
 
     vae: nn.Module = AutoencoderTiny()
     return vae
+
+
+def load_vae(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read the demo VAE, frozen. Raises: WeightsError."""
+    return _load(build_vae(), path, torch.device(device))
 
 
 def build_unet() -> nn.Module:

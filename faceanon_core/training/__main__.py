@@ -1,0 +1,91 @@
+"""Train, fill the gallery and measure: `python -m faceanon_core.training all --faces DIR --start DIR --work DIR`.
+
+Every stage resumes from its checkpoint in the work folder and is seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from ..diffusion import DemoModel, load_vae
+from ..encoder import load_demo_encoder
+from ..pipeline import Anonymizer, Settings
+from ..weights import ASSETS
+from .data import FaceSet
+from .encoder import EncoderSettings, train_encoder
+from .evaluate import Recogniser, evaluate
+from .gallery import make_gallery
+from .labels import label_faces
+from .unet import UnetSettings, complete_labels, train_unet
+from .vae import VaeSettings, train_vae
+
+STAGES = ("vae", "encoder", "unet", "gallery", "install", "evaluate")
+
+
+def main() -> int:
+    """Run the stages asked for. Returns: the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m faceanon_core.training", description=__doc__)
+    parser.add_argument("stage", choices=("all", *STAGES))
+    parser.add_argument("--faces", type=Path, required=True, help="folder with faces256.tar, landmarks.npz, metadata.csv")
+    parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
+    parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
+    parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate")
+    parser.add_argument("--unet-steps", type=int, default=UnetSettings.steps)
+    parser.add_argument("--count", type=int, help="evaluate only the first COUNT test faces")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options.work.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES if options.stage == "all" else (options.stage,):
+        _RUN[stage](options)
+    return 0
+
+
+def _vae(options: argparse.Namespace) -> None:
+    train_vae(FaceSet(options.faces, "train"), options.start / "vae_tiny.safetensors", options.work, VaeSettings())
+
+
+def _encoder(options: argparse.Namespace) -> None:
+    faces = FaceSet(options.faces, "train")
+    train_encoder(faces, label_faces(faces), options.work, EncoderSettings())
+
+
+def _unet(options: argparse.Namespace) -> None:
+    faces = FaceSet(options.faces, "train")
+    labels = complete_labels(load_demo_encoder(options.work / "encoder.safetensors"), faces, label_faces(faces))
+    vae = load_vae(options.work / "vae.safetensors").to(memory_format=torch.channels_last)
+    settings = UnetSettings(steps=options.unet_steps)
+    train_unet(faces, labels, vae, options.start / "unet.safetensors", options.work, settings)
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    faces = FaceSet(options.faces, "train")
+    encoder = load_demo_encoder(options.work / "encoder.safetensors")
+    labels = complete_labels(encoder, faces, label_faces(faces))
+    make_gallery(DemoModel(options.work), encoder, faces, labels, options.work / "gallery")
+
+
+def _install(options: argparse.Namespace) -> None:
+    """Copy what was trained into the package."""
+    ASSETS.mkdir(exist_ok=True)
+    for name in ("vae", "unet", "tokens", "encoder"):
+        shutil.copy(options.work / f"{name}.safetensors", ASSETS)
+    shutil.copytree(options.work / "gallery", ASSETS / "gallery", dirs_exist_ok=True)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    faces, recogniser = FaceSet(options.faces, "test"), Recogniser(options.recogniser)
+    figures = evaluate(Anonymizer(), faces, recogniser, Settings(), options.work / "evaluation", options.count)
+    logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
+
+
+_RUN = {"vae": _vae, "encoder": _encoder, "unet": _unet, "gallery": _gallery, "install": _install, "evaluate": _evaluate}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Measure the demo model on the 302 test faces and write the model card's figures and contact sheet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..crop import FaceCrop
+from ..geometry import UprightFrame, eye_centers, inter_ocular
+from ..guidance import feature_distance
+from ..pipeline import Anonymizer, Settings
+from ..regions import RegionChoice, region_mask
+from ..report import contact_sheet
+from ..target import Target
+from .data import FaceSet
+from .encoder import attribute_accuracy
+from .labels import label_faces
+from .vae import reconstruction_psnr
+
+log = logging.getLogger(__name__)
+
+# ArcFace's five points in a 112 px crop: right eye, left eye, nose tip, mouth corners (subject's right first)
+_ARCFACE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
+
+
+class Recogniser:
+    """A face-recognition network for measuring only: MobileFaceNet ONNX, 112 px RGB, ImageNet mean and spread."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def embed(self, pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Unit-norm embedding (D,) of one face; `landmarks` (478, 2) in pixels of (H, W, 3) uint8 RGB."""
+        right, left = eye_centers(landmarks)
+        points = np.stack([right, left, landmarks[1], landmarks[61], landmarks[291]]).astype(np.float32)
+        matrix, _ = cv2.estimateAffinePartial2D(points, _ARCFACE, method=cv2.LMEDS)
+        face = cv2.warpAffine(pixels, matrix, (112, 112)).astype(np.float32) / 255
+        face = (face - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
+        vector = self._session.run(None, {self._input: face.transpose(2, 0, 1)[None]})[0][0]
+        unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
+        return unit
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One test face: result pixels, landmarks found in it (None if no face), distances to the target's features."""
+
+    pixels: NDArray[np.uint8]
+    landmarks: NDArray[np.float32] | None
+    target: Target
+    guided_distance: float
+    unguided_distance: float | None
+    seconds: float
+
+
+def evaluate(
+    anonymizer: Anonymizer, faces: FaceSet, recogniser: Recogniser, settings: Settings, out: Path,
+    count: int | None = None, compare_unguided: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Anonymize test faces with `settings` and measure; writes `out/figures.json` and `out/contact_sheet.jpg`."""
+    out.mkdir(parents=True, exist_ok=True)
+    indices = list(range(len(faces)))[: count or len(faces)]
+    results = []
+    for position, i in enumerate(indices):
+        results.append(_measure(anonymizer, faces, i, settings, compare_unguided))
+        if position % 10 == 9:
+            log.info("measured %d of %d, %.1f s each", position + 1, len(indices), results[-1].seconds)
+    figures = _figures(faces, recogniser, indices, results)
+    figures["vae_psnr_db"] = round(reconstruction_psnr(anonymizer.model.vae, faces, len(indices)), 2)
+    accuracy = attribute_accuracy(anonymizer.encoder, faces, label_faces(faces))
+    figures["encoder_accuracy"] = {name: [round(share, 3), known] for name, (share, known) in accuracy.items()}
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    Image.fromarray(_sheet(anonymizer, faces, indices, results, settings)).save(out / "contact_sheet.jpg", quality=90)
+    return figures
+
+
+def as_crop(faces: FaceSet, i: int) -> FaceCrop:
+    """A test face as the crop it already is."""
+    frame = UprightFrame(np.eye(2, 3, dtype=np.float32), 256)
+    return FaceCrop(frame, np.array(faces.image(i)), faces.landmarks[i])
+
+
+def _run(
+    anonymizer: Anonymizer, crop: FaceCrop, settings: Settings, target: Target, seed: int
+) -> tuple[Tensor, NDArray[np.uint8]]:
+    labels = anonymizer.parser.parse(crop.pixels, crop.landmarks)
+    mask = region_mask(labels, settings.regions, anonymizer.parser)
+    result = anonymizer.regenerate(crop, mask, target, settings, seed)
+    mixed = crop.tensor + mask.seam * (result - crop.tensor)
+    return mixed, (mixed[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings, compare: bool) -> Measured:
+    crop = as_crop(faces, i)
+    seed = settings.seed + i
+    target = anonymizer.find_target(settings, crop.tensor, seed)
+    began = time.time()
+    mixed, pixels = _run(anonymizer, crop, settings, target, seed)
+    seconds = time.time() - began
+    found = anonymizer.detector.detect(pixels)
+    landmarks = found[0].landmarks if found else None
+
+    def distance(image: Tensor) -> float:
+        with torch.no_grad():
+            features = [anonymizer.encoder.features(x) for x in (image, target.image)]
+            return float(feature_distance(*features, settings.guidance.tokens))
+
+    plain = None
+    if compare:
+        off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
+        plain = distance(_run(anonymizer, crop, off, target, seed)[0])
+    return Measured(pixels, landmarks, target, distance(mixed), plain, seconds)
+
+
+def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results: list[Measured]) -> dict[str, Any]:
+    every = range(len(faces))
+    sources = np.stack([recogniser.embed(faces.image(i), faces.landmarks[i]) for i in every])
+    groups = np.array(["SFHQ" if "SFHQ" in record.source else "generated-faces" for record in faces.records])
+    thresholds = {group: _threshold(sources[groups == group]) for group in sorted(set(groups))}
+    found = [(i, r) for i, r in zip(indices, results, strict=True) if r.landmarks is not None]
+    same, rank1, similarity, shift = [], [], [], []
+    for i, result in found:
+        assert result.landmarks is not None
+        scores = sources @ recogniser.embed(result.pixels, result.landmarks)
+        similarity.append(float(scores[i]))
+        same.append(float(scores[i]) > thresholds[groups[i]])
+        rank1.append(int(scores.argmax()) == i)
+        source = faces.landmarks[i]
+        shift.append(float(np.linalg.norm(result.landmarks - source, axis=1).mean()) / inter_ocular(source))
+    compared = [(r.guided_distance, r.unguided_distance) for r in results if r.unguided_distance is not None]
+    return {
+        "faces": len(indices),
+        "threshold_at_far_1_percent": {group: round(value, 3) for group, value in thresholds.items()},
+        "same_person_rate": _share(same),
+        "rank1_rate": _share(rank1),
+        "mean_similarity": round(float(np.mean(similarity)), 3),
+        "detected_rate": round(len(found) / len(indices), 4),
+        "landmark_distance": round(float(np.mean(shift)), 4),
+        "landmark_distance_median": round(float(np.median(shift)), 4),
+        "guidance_lowers_distance_rate": _share([guided < plain for guided, plain in compared]) if compared else None,
+        "guided_over_unguided_distance": round(float(np.mean([g / p for g, p in compared])), 3) if compared else None,
+        "seconds_per_face": round(float(np.median([r.seconds for r in results])), 2),
+    }
+
+
+def _threshold(embeddings: NDArray[np.float32]) -> float:
+    """Similarity that 1% of the pairs of different people exceed."""
+    scores = embeddings @ embeddings.T
+    return float(np.quantile(scores[np.triu_indices(len(scores), 1)], 0.99))
+
+
+def _share(values: list[bool]) -> float:
+    return round(float(np.mean(values)), 4) if values else float("nan")
+
+
+def _sheet(
+    anonymizer: Anonymizer, faces: FaceSet, indices: list[int], results: list[Measured], settings: Settings
+) -> NDArray[np.uint8]:
+    rows = []
+    picked = list(range(0, len(indices), max(1, len(indices) // 10)))[:10]
+    keep_eyes = replace(settings, regions=RegionChoice(keep=("eyes",)))
+    for position in picked:
+        i, result = indices[position], results[position]
+        _, kept = _run(anonymizer, as_crop(faces, i), keep_eyes, result.target, settings.seed + i)
+        target = (result.target.image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        rows.append([np.array(faces.image(i)), target, result.pixels, kept])
+    return contact_sheet(rows, ["source", "target", "result", "result, eyes kept"])

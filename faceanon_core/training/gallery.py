@@ -1,0 +1,118 @@
+"""Make the gallery of target faces with the trained model itself: from attributes, a sketch, and noise."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..attributes import VOCABULARY, Attributes, describe, to_indices
+from ..diffusion import DemoModel, InpaintCond
+from ..encoder import DemoEncoder
+from ..faces import FaceDetector
+from ..sampling import sample_guided, seeded_noise
+from ..sketch import face_sketch
+from .data import FaceSet
+
+log = logging.getLogger(__name__)
+
+WISHES: dict[str, Attributes] = {
+    "anna": {"sex": "female", "age": "adult", "skin": "light", "ethnicity": "white"},
+    "bela": {"sex": "male", "age": "adult", "skin": "light", "ethnicity": "white"},
+    "chidi": {"sex": "male", "age": "adult", "skin": "dark", "ethnicity": "black"},
+    "dewi": {"sex": "female", "age": "adult", "skin": "tan", "ethnicity": "asian"},
+    "elif": {"sex": "female", "age": "middle-aged", "skin": "intermediate", "ethnicity": "middle-eastern"},
+    "femi": {"sex": "female", "age": "adult", "skin": "brown", "ethnicity": "black"},
+    "goro": {"sex": "male", "age": "adult", "skin": "light", "ethnicity": "asian"},
+    "hugo": {"sex": "male", "age": "senior", "skin": "light", "ethnicity": "white"},
+    "ines": {"sex": "female", "age": "adult", "skin": "intermediate", "ethnicity": "latino"},
+    "jan": {"sex": "male", "age": "teen", "skin": "very-light", "ethnicity": "white"},
+    "kaya": {"sex": "female", "age": "child", "skin": "light", "ethnicity": "white"},
+    "luis": {"sex": "male", "age": "adult", "skin": "tan", "ethnicity": "latino"},
+    "mira": {"sex": "female", "age": "senior", "skin": "light", "ethnicity": "white"},
+    "nuri": {"sex": "male", "age": "child", "skin": "intermediate", "ethnicity": "asian"},
+    "olu": {"sex": "male", "age": "senior", "skin": "dark", "ethnicity": "black"},
+    "pia": {"sex": "female", "age": "teen", "skin": "very-light", "ethnicity": "white"},
+}
+
+
+def synthesize(model: DemoModel, attributes: Attributes, landmarks: np.ndarray, seed: int, scale: float = 2.0) -> Tensor:
+    """A whole picture from attributes, a sketch of `landmarks` (478, 2) and noise; nothing of any photograph goes in.
+
+    Args:
+        scale: classifier-free guidance towards the attributes; 1 = none.
+    Returns: (1, 3, 256, 256) float 0..1.
+    """
+    hidden = model.encode(face_sketch(landmarks, model.size_px))
+    hole = torch.ones_like(hidden[:, :1])
+    asked = InpaintCond(model.tokens.encode(attributes), hole, hidden)
+    nothing = InpaintCond(model.tokens.encode({}), hole, hidden)
+
+    def denoise(x: Tensor, sigma: Tensor, _: object) -> Tensor:
+        plain = model.denoise(x, sigma, nothing)
+        return plain + scale * (model.denoise(x, sigma, asked) - plain)
+
+    noise, sigmas = seeded_noise(seed), model.sigmas(40)
+    latent = sample_guided(denoise, noise(hidden) * sigmas[0], sigmas, None, noise)
+    with torch.no_grad():
+        return model.decode(latent).clamp(0, 1)
+
+
+def make_gallery(
+    model: DemoModel, encoder: DemoEncoder, faces: FaceSet, labels: list[Attributes], folder: Path, tries: int = 6
+) -> None:
+    """Write one face per wish, the best of `tries` by the encoder's and the detector's judgement."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Attributes] = {}
+    with FaceDetector() as detector:
+        for number, (name, wish) in enumerate(WISHES.items()):
+            poses = _frontal(faces, labels, wish)
+            asked = {**wish, "expression": "neutral", "glasses": "none"}
+            candidates = []
+            for attempt in range(tries):
+                seed = 1000 * number + attempt
+                pose = poses[seed % len(poses)]
+                image = synthesize(model, asked, faces.landmarks[pose], seed)
+                pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+                found = detector.detect(pixels)
+                if len(found) == 1:
+                    candidates.append((found[0].score + 2 * _agreement(encoder, image, wish), attempt, pixels))
+            if not candidates:
+                log.warning("no usable face for %s", name)
+                continue
+            score, _, pixels = max(candidates, key=lambda candidate: candidate[0])
+            Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=92)
+            index[name] = wish
+            log.info("%s: %s (score %.2f)", name, describe(wish), score)
+    (folder / "gallery.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def _agreement(encoder: DemoEncoder, image: Tensor, wish: Attributes) -> float:
+    """Mean probability the encoder gives the wished values, 0..1."""
+    summary = encoder.class_features(encoder.features(image))
+    indices = to_indices(wish)
+    chances = [
+        float(head(summary).softmax(1)[0, index - 1])
+        for head, index, _ in zip(encoder.attribute_heads, indices, VOCABULARY, strict=True)
+        if index
+    ]
+    return float(np.mean(chances))
+
+
+def _frontal(faces: FaceSet, labels: list[Attributes], wish: Attributes, count: int = 12) -> list[int]:
+    """Training faces of the wished sex and age with the most frontal, neutral landmarks; only their sketch is used."""
+
+    def turn(i: int) -> float:
+        points = faces.landmarks[i]
+        middle = (points[33] + points[263]) / 2
+        width = float(np.linalg.norm(points[33] - points[263]))
+        return abs(float(points[1, 0] - middle[0])) / width + (labels[i].get("expression") != "neutral")
+
+    fitting = [i for i, known in enumerate(labels) if all(known.get(k) == wish.get(k) for k in ("sex", "age"))]
+    return sorted(fitting or range(len(faces)), key=turn)[:count]
