@@ -72,7 +72,8 @@ class DemoEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(self.width)
         self.attribute_heads = nn.ModuleList(nn.Linear(self.width, len(a.values)) for a in VOCABULARY)
-        self.landmark_head = nn.Linear(self.width, 2 * len(ENCODER_LANDMARKS))
+        self.where = nn.Linear(self.width, 32)  # what a patch says about where the landmarks are
+        self.landmark_head = nn.Linear(64 * 32, 2 * len(ENCODER_LANDMARKS))
         self.instance_head = nn.Linear(self.width, 64)
 
     def features(self, image: Tensor) -> Tensor:
@@ -85,21 +86,21 @@ class DemoEncoder(nn.Module):
         features: Tensor = self.layers(tokens)
         return features
 
-    def class_features(self, features: Tensor) -> Tensor:
-        """Normalised class token, what the heads read: (B, 65, 192) -> (B, 192)."""
-        normed: Tensor = self.norm(features[:, 0])
+    def summary(self, features: Tensor) -> Tensor:
+        """What the attribute heads read, class token and mean patch together: (B, 65, 192) -> (B, 192)."""
+        normed: Tensor = self.norm(features[:, 0] + features[:, 1:].mean(1))
         return normed
 
     def landmarks(self, features: Tensor) -> Tensor:
         """Predicted landmarks, (B, len(ENCODER_LANDMARKS), 2) xy in units of the crop's side, 0..1."""
-        points: Tensor = self.landmark_head(self.class_features(features))
+        points: Tensor = self.landmark_head(self.where(features[:, 1:]).flatten(1))
         return points.unflatten(1, (-1, 2)) + 0.5
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> list[tuple[Attributes, dict[str, float]]]:
         """Most likely value of every attribute and its probability, per image of (B, 3, H, W) float 0..1."""
         check_image(image)
-        summary = self.class_features(self.features(image))
+        summary = self.summary(self.features(image))
         rows = [head(summary).softmax(1).max(1) for head in self.attribute_heads]
         return [
             (

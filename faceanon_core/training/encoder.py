@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    steps: int = 1600
+    steps: int = 1800
     batch: int = 24  # two views of each face
-    rate: float = 1.5e-3
+    rate: float = 1e-3
     ema: float = 0.995
     seed: int = 0
     temperature: float = 0.15
@@ -93,7 +93,8 @@ def augment(images: Tensor, points: Tensor, generator: torch.Generator) -> tuple
     grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), [count, 3, 128, 128], align_corners=False)
     out = F.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
     moved = torch.linalg.solve(matrix, (points * 2 - 1 - shift[:, None]).transpose(1, 2)).transpose(1, 2)
-    out = (out - 0.5) * uniform(0.7, 1.25, 1, 1, 1) + 0.5 + uniform(-0.1, 0.1, 3, 1, 1) * 0.5
+    # little change of light and colour: skin tone is one of the attributes
+    out = (out - 0.5) * uniform(0.88, 1.1, 1, 1, 1) + 0.5 + uniform(-0.02, 0.02, 3, 1, 1)
     strength = float(torch.rand((), generator=generator))
     if strength > 0.4:  # one blur radius per batch keeps this a single convolution
         out = _blur(out, 0.5 + 3.5 * (strength - 0.4))
@@ -116,8 +117,9 @@ def _loss(
     encoder: DemoEncoder, views: list[tuple[Tensor, Tensor]], targets: Tensor, weights: list[Tensor],
     settings: EncoderSettings,
 ) -> tuple[Tensor, str]:  # fmt: skip
-    features = encoder.features(torch.cat([image for image, _ in views]))
-    summary = encoder.class_features(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = encoder.features(torch.cat([image for image, _ in views]))
+    summary = encoder.summary(features.float())
     attribute_loss = summary.new_zeros(())
     for column, head in enumerate(encoder.attribute_heads):
         known = targets[:, column] > 0
@@ -125,13 +127,13 @@ def _loss(
             logits, wanted = head(summary[known]), targets[known, column] - 1
             attribute_loss = attribute_loss + F.cross_entropy(logits, wanted, weights[column], label_smoothing=0.05)
     points = torch.cat([moved for _, moved in views])
-    landmark_loss = F.smooth_l1_loss(encoder.landmarks(features), points, beta=0.02)
+    landmark_loss = F.smooth_l1_loss(encoder.landmarks(features.float()), points, beta=0.02)
     embedding = F.normalize(encoder.instance_head(summary), dim=1)
     first, second = embedding.chunk(2)
     similarity = first @ second.T / settings.temperature
     same = torch.arange(len(first))
     instance_loss = (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
-    loss = 0.3 * attribute_loss + 20 * landmark_loss + 0.3 * instance_loss
+    loss = 0.5 * attribute_loss + 20 * landmark_loss + 0.3 * instance_loss
     parts = (
         f"attributes {attribute_loss.item():.3f} landmarks {landmark_loss.item():.5f} instance {instance_loss.item():.3f}"
     )

@@ -95,7 +95,7 @@ def make_gallery(
 @torch.no_grad()
 def _agreement(encoder: DemoEncoder, image: Tensor, wish: Attributes) -> float:
     """Mean probability the encoder gives the wished values, 0..1."""
-    summary = encoder.class_features(encoder.features(image))
+    summary = encoder.summary(encoder.features(image))
     indices = to_indices(wish)
     chances = [
         float(head(summary).softmax(1)[0, index - 1])

@@ -28,17 +28,22 @@ _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mout
 
 @dataclass(frozen=True)
 class UnetSettings:
-    steps: int = 2000
+    steps: int = 900
     batch: int = 16
     rate: float = 3e-4
     tokens_rate: float = 3e-3
-    ema: float = 0.998
+    ema: float = 0.995
     seed: int = 0
     drop_all: float = 0.1  # share of samples with every attribute unknown
     drop_one: float = 0.25  # chance of each attribute to be unknown
     no_sketch: float = 0.15  # share of samples with plain grey in the hole, as ComfyUI's stock node gives
     outside_weight: float = 0.15  # loss weight of pixels outside the mask
-    epochs_per_view: int = 3  # passes over the cached latents before they are drawn anew, flipped
+    images_per_view: int = 1600  # encoding a face costs more than a step on it, so a view holds a part of them ...
+    passes_per_view: int = 10  # ... used this often before others are drawn, flipped every other time
+
+    @property
+    def steps_per_view(self) -> int:
+        return self.images_per_view // self.batch * self.passes_per_view
 
 
 class LatentCache:
@@ -74,7 +79,8 @@ class LatentCache:
                 images[row], hidden[row], core = images[row].flip(-1), hidden[row].flip(-1), core.flip(-1)
             self.masks[i] = latent_mask(core, 32)[0]
         both = torch.cat([images, hidden]).mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
-        latents, masked = (self.vae.encode(both).latents * LATENT_SCALE).chunk(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents, masked = (self.vae.encode(both).latents.float() * LATENT_SCALE).chunk(2)
         self.latents[indices], self.masked[indices] = latents.half(), masked.half()
         self.view[indices] = view
 
@@ -114,7 +120,7 @@ def train_unet(
     torch.manual_seed(settings.seed)
     model = torch.nn.ModuleDict({"unet": build_unet(), "tokens": AttributeTokens()})
     model["unet"].load_state_dict({k: v.float() for k, v in load_file(start).items()})
-    torch.nn.init.normal_(model["tokens"].table.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.normal_(model["tokens"].table.weight, std=0.1)  # type: ignore[union-attr, arg-type]
     model.train()
     optimizer = torch.optim.AdamW(
         [
@@ -133,13 +139,11 @@ def train_unet(
     targets = torch.tensor([to_indices(known) for known in labels])
     cache = LatentCache(faces, vae, settings)
     schedule = build_schedule()
-    batches = endless_batches(len(faces), settings.batch, settings.seed, first)
     began, average = time.time(), 0.0
     for step in range(first, settings.steps):
-        view = step * settings.batch // (len(faces) * settings.epochs_per_view)
+        view, indices = _batch(len(faces), settings, step)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * cosine_rate(step / settings.steps)
-        indices = next(batches)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         context = model["tokens"](_drop(targets[indices], settings, generator))
         loss = _loss(model["unet"], schedule, cache.get(indices, view), context, settings, generator)
@@ -149,7 +153,7 @@ def train_unet(
         optimizer.step()
         ema.update(model, step)
         average = loss.item() if step == first else 0.98 * average + 0.02 * loss.item()
-        if step % 20 == 0:
+        if step % 10 == 0:
             log.info("unet step %d/%d loss %.4f %.0f s", step, settings.steps, average, time.time() - began)
         done = time.time() - began > minutes * 60 or step + 1 == settings.steps
         if step % 150 == 149 or done:
@@ -158,6 +162,14 @@ def train_unet(
             _write(ema, work)
         if done:
             break
+
+
+def _batch(count: int, settings: UnetSettings, step: int) -> tuple[int, list[int]]:
+    """View number and face indices of a step; the same step always gives the same, so a run resumes exactly."""
+    view, position = divmod(step, settings.steps_per_view)
+    chosen = np.random.default_rng([settings.seed, view]).permutation(count)[: settings.images_per_view]
+    order = next(endless_batches(len(chosen), settings.batch, settings.seed + view, position))
+    return view, [int(i) for i in chosen[order]]
 
 
 def _drop(targets: Tensor, settings: UnetSettings, generator: torch.Generator) -> Tensor:
@@ -179,7 +191,8 @@ def _loss(
     noisy = schedule.add_noise(latents, noise, timesteps)
     wanted = schedule.get_velocity(latents, noise, timesteps)
     inputs = torch.cat([noisy, masks, masked], dim=1).contiguous(memory_format=torch.channels_last)
-    v = unet(inputs, timesteps, encoder_hidden_states=context).sample
+    with torch.autocast("cpu", torch.bfloat16):
+        v = unet(inputs, timesteps, encoder_hidden_states=context).sample.float()
     weight = settings.outside_weight + (1 - settings.outside_weight) * masks
     loss: Tensor = ((v - wanted) ** 2 * weight).mean() / weight.mean()
     return loss
