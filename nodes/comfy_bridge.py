@@ -127,9 +127,10 @@ def load_demo_encoder() -> Any:
     )
 
 
-def demo_conditioning(attributes: Attributes) -> Any:
-    """CONDITIONING [[tensor (1, tokens, width), {}]] for the demo model."""
-    return [[_demo_tokens().encode(attributes).detach().clone(), {}]]
+def demo_conditioning(faces: list[Attributes]) -> Any:
+    """CONDITIONING [[tensor (faces, tokens, width), {}]] for the demo model; one row per face, or one for all."""
+    rows = [_demo_tokens().encode(attributes) for attributes in faces]
+    return [[torch.cat(rows).detach().clone(), {}]]
 
 
 @cache
@@ -249,9 +250,7 @@ def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> AttributeGuidan
     vae = spec.decoder or vae
     _check_served(model, vae)
     source = spec.source.clone() if spec.source is not None else None
-    return AttributeGuidance(
-        _ComfyEncoder(spec.encoder), _decode(vae, model), spec.settings, spec.target.clone(), source
-    )
+    return AttributeGuidance(_ComfyEncoder(spec.encoder), _decode(vae, model), spec.settings, spec.target.clone(), source)
 
 
 def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:
@@ -271,19 +270,13 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
         latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
     ) -> Tensor:  # fmt: skip
         if self.spec.settings.strength > 0:
-            comfy.model_management.load_models_gpu(
-                [*_helpers(self.spec, self.vae), *_loaded(model_wrap.inner_model)]
-            )
+            comfy.model_management.load_models_gpu([*_helpers(self.spec, self.vae), *_loaded(model_wrap.inner_model)])
         with torch.inference_mode(False), torch.no_grad():
             copies = [None if value is None else value.clone() for value in (sigmas, noise, latent_image, denoise_mask)]
             sigmas, noise, latent_image, denoise_mask = copies
-            return super().sample(
-                model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
-            )
+            return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
-    def _run(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool, **_: Any
-    ) -> Tensor:
+    def _run(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool, **_: Any) -> Tensor:
         base = model.inner_model.inner_model
         guided = self.spec.settings.strength > 0
         guidance = _build_guidance(self.spec, self.vae, base) if guided else None

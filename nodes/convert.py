@@ -19,7 +19,9 @@ def from_image(image: Tensor, name: str = "image") -> Tensor:
     Raises: ShapeError or InputError for other shapes, NaN or values outside 0..1.
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
-        raise ShapeError(f"{name} must be (batch, height, width, channels) with 1, 3 or 4 channels, got {tuple(image.shape)}")
+        raise ShapeError(
+            f"{name} must be (batch, height, width, channels) with 1, 3 or 4 channels, got {tuple(image.shape)}"
+        )
     colour = image.expand(-1, -1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
     planes = colour.permute(0, 3, 1, 2).float()  # BHWC -> BCHW
     check_image(planes, name)

@@ -30,29 +30,37 @@ class LoadDemoModel:
 
 
 class DemoConditioning:
-    """Attributes of the new face as CONDITIONING for the demo model."""
+    """What every new face should be, as CONDITIONING for the demo model."""
 
     TITLE = "Demo Model Attributes"
     CATEGORY = CATEGORY
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
-    DESCRIPTION = "What CLIP Text Encode is for other models: the demo model understands attributes instead of text."
+    DESCRIPTION = (
+        "What CLIP Text Encode is for other models: the demo model understands attributes instead of text. "
+        "Takes the target's attributes, each source face's own expression, and what you ask for."
+    )
     SEARCH_ALIASES = ("prompt", "text encode", "age", "sex", "skin tone")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tip = 'Attributes asked of the new face, e.g. "age=60s, sex=female". Empty: those of the target. They override the target\'s.'
+        tip = 'Asked of the new face, e.g. "age=60s, expression=smile"; overrides target and source. Empty: nothing asked.'
         return {
-            "required": {"attributes": ("STRING", {"default": "", "tooltip": tip})},
-            "optional": {"target": ("TARGET_FACE", {"tooltip": "The target face whose attributes are used."})},
+            "required": {
+                "target": ("TARGET_FACE", {"tooltip": "The target face; its attributes but the hair are used."}),
+                "crops": ("FACE_CROP", {"tooltip": "The source faces, whose expressions are kept."}),
+                "attributes": ("STRING", {"default": "", "tooltip": tip}),
+            }
         }
 
-    def encode(self, attributes: str, target: Any = None) -> tuple[Any, Any]:
+    def encode(self, target: Any, crops: Any, attributes: str) -> tuple[Any, Any]:
+        from ..faceanon_core.pipeline import new_face_attributes
         from . import comfy_bridge
 
-        wanted = {**(target.attributes if target is not None else {}), **parse_attributes(attributes)}
-        return comfy_bridge.demo_conditioning(wanted), comfy_bridge.demo_conditioning({})
+        asked = parse_attributes(attributes)
+        faces = [new_face_attributes(target, asked, crop) for _, crop in crops]
+        return comfy_bridge.demo_conditioning(faces), comfy_bridge.demo_conditioning([{}])
 
 
 NODES = (LoadDemoModel, DemoConditioning)

@@ -30,7 +30,10 @@ class RegionMask:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         def toggle(name: str) -> tuple[str, dict[str, Any]]:
             label = name.replace("_", " ")
-            return ("BOOLEAN", {"default": True, "tooltip": f"On: the {label} is regenerated. Off: it stays as in the source."})
+            return (
+                "BOOLEAN",
+                {"default": True, "tooltip": f"On: the {label} is regenerated. Off: it stays as in the source."},
+            )
 
         pixels = {"default": 12.0, "min": 0.0, "max": 128.0, "step": 1.0}
         return {

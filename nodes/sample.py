@@ -11,9 +11,15 @@ from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import GuidanceSettings
 from .convert import CATEGORY, from_mask, match_batch
 
-_SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True, "tooltip": "Same seed, same face."}
+_SEED = {
+    "default": 0,
+    "min": 0,
+    "max": 0xFFFFFFFFFFFFFFFF,
+    "control_after_generate": True,
+    "tooltip": "Same seed, same face.",
+}
 
-_SCHEDULERS = ("normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform", "beta")
+_SCHEDULERS = ("sgm_uniform", "normal", "karras", "exponential", "simple", "ddim_uniform", "beta")
 
 
 class InpaintFaces:
@@ -49,9 +55,7 @@ class InpaintFaces:
             }
         }
 
-    def encode(
-        self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool
-    ) -> tuple[Any, Any, Any]:
+    def encode(self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool) -> tuple[Any, Any, Any]:
         from ..faceanon_core.regions import latent_mask
         from ..faceanon_core.sketch import face_sketch, hide_face
         from . import comfy_bridge
@@ -80,7 +84,9 @@ class AttributeGuidance:
     CATEGORY = CATEGORY
     FUNCTION = "build"
     RETURN_TYPES = ("GUIDANCE",)
-    DESCRIPTION = "Pulls the predicted image towards the attributes of the target face at each step, and away from the source."
+    DESCRIPTION = (
+        "Pulls the predicted image towards the attributes of the target face at each step, and away from the source."
+    )
     SEARCH_ALIASES = ("guidance", "feature matching", "IPAdapter")
 
     @classmethod
@@ -111,7 +117,10 @@ class AttributeGuidance:
                         "tooltip": "Push away from the source's features. 0 = off; needs crops.",
                     },
                 ),
-                "start": ("FLOAT", {**share, "default": defaults.start, "tooltip": "Share of the steps where guidance begins."}),
+                "start": (
+                    "FLOAT",
+                    {**share, "default": defaults.start, "tooltip": "Share of the steps where guidance begins."},
+                ),
                 "end": ("FLOAT", {**share, "default": defaults.end, "tooltip": "Share of the steps where guidance ends."}),
                 "tokens": (
                     ["all", "class", "patches"],
@@ -123,7 +132,10 @@ class AttributeGuidance:
             },
             "optional": {
                 "crops": ("FACE_CROP", {"tooltip": "The source faces; needed only for away."}),
-                "decoder": ("VAE", {"tooltip": "A faster decoder for the guidance, e.g. TAESD. Empty: the sampler's own VAE."}),
+                "decoder": (
+                    "VAE",
+                    {"tooltip": "A faster decoder for the guidance, e.g. TAESD. Empty: the sampler's own VAE."},
+                ),
             },
         }
 
@@ -161,12 +173,27 @@ class GuidedSampler:
                 "latent": ("LATENT", {"tooltip": "From Inpaint Faces."}),
                 "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance."}),
                 "seed": ("INT", _SEED),
-                "steps": ("INT", {"default": 20, "min": 1, "max": 1000, "tooltip": "More is slower and finer; 20 is usual."}),
+                "steps": (
+                    "INT",
+                    {"default": 20, "min": 1, "max": 1000, "tooltip": "More is slower and finer; 20 is usual."},
+                ),
                 "cfg": (
                     "FLOAT",
-                    {"default": 1.0, "min": 0.0, "max": 30.0, "step": 0.1, "tooltip": "1 = positive only; higher follows it more."},
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 30.0,
+                        "step": 0.1,
+                        "tooltip": "1 = positive only; higher follows it more.",
+                    },
                 ),
-                "scheduler": (list(_SCHEDULERS), {"default": "normal", "tooltip": "How noise levels are spaced."}),
+                "scheduler": (
+                    list(_SCHEDULERS),
+                    {
+                        "default": _SCHEDULERS[0],
+                        "tooltip": "How noise levels are spaced; the demo model is tuned for sgm_uniform.",
+                    },
+                ),
                 "denoise": (
                     "FLOAT",
                     {

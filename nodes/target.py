@@ -1,4 +1,4 @@
-"""Target faces from the gallery or from a picture."""
+"""Target faces: chosen from the gallery, or cut out of a picture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..faceanon_core.target import gallery_index, gallery_target
+from ..faceanon_core.attributes import parse_attributes
+from ..faceanon_core.errors import InputError
+from ..faceanon_core.target import choose_target, gallery_index, gallery_target
 from .convert import CATEGORY, to_image, to_pixels
+
+AUTOMATIC = "automatic"
 
 
 class TargetFace:
@@ -18,16 +22,63 @@ class TargetFace:
     FUNCTION = "pick"
     RETURN_TYPES = ("TARGET_FACE", "IMAGE")
     RETURN_NAMES = ("target", "image")
-    DESCRIPTION = "A synthesized face whose attributes the result is pulled towards."
+    DESCRIPTION = (
+        "A synthesized face whose attributes the result is pulled towards. "
+        "automatic takes the one that fits the source's sex, age and skin tone best."
+    )
     SEARCH_ALIASES = ("synthetic face", "identity")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"name": (sorted(gallery_index()), {"tooltip": "Names say sex and age; see the image output."})}}
+        names = [AUTOMATIC, *sorted(gallery_index())]
+        seed = {
+            "default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False,
+            "tooltip": "automatic only: decides between faces that fit equally well; another number, another face.",
+        }  # fmt: skip
+        asked = 'automatic only: what the face must show, e.g. "age=60s, sex=female". Empty: fit the source face alone.'
+        return {
+            "required": {
+                "name": (names, {"default": AUTOMATIC, "tooltip": "automatic, or one face of the gallery by its name."}),
+                "attributes": ("STRING", {"default": "", "tooltip": asked}),
+                "seed": ("INT", seed),
+            },
+            "optional": {
+                "crops": ("FACE_CROP", {"tooltip": "automatic only: the source faces; the target fits the first of them."}),
+                "encoder": ("FACE_ENCODER", {"tooltip": "automatic only: estimates sex, age and skin tone of the crops."}),
+            },
+        }
 
-    def pick(self, name: str) -> tuple[Any, Tensor]:
-        target = gallery_target(name)
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
+        """Answer for a workflow made with another gallery in our words, not the server's. None: the name is linked."""
+        if name in (None, AUTOMATIC) or name in gallery_index():
+            return True
+        return f"there is no target named {name!r}; choose automatic or one of {', '.join(sorted(gallery_index()))}"
+
+    def pick(
+        self, name: str, attributes: str = "", seed: int = 0, crops: Any = None, encoder: Any = None
+    ) -> tuple[Any, Tensor]:
+        if name == AUTOMATIC:
+            target = choose_target(_estimate(crops, encoder) | parse_attributes(attributes), seed)
+        else:
+            target = gallery_target(name)
         return target, to_image(target.image)
+
+
+def _estimate(crops: Any, encoder: Any) -> dict[str, str]:
+    """What the first face shows of the attributes a target is chosen by; nothing where no crops are connected.
+
+    Raises: InputError if only one of the two is connected.
+    """
+    if crops is None and encoder is None:
+        return {}
+    if crops is None or encoder is None:
+        raise InputError("an automatic target that fits the source needs both crops and encoder; connect both or neither")
+    from . import comfy_bridge
+
+    with comfy_bridge.ready_encoder(encoder) as network:
+        guessed, _ = network.predict(crops[0][1].tensor.to(encoder.load_device))[0]
+    return {name: guessed[name] for name in ("sex", "age", "skin")}
 
 
 class TargetFromImage:
