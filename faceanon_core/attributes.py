@@ -93,7 +93,9 @@ def normalise_value(name: str, value: str) -> str:
     Raises: UnknownNameError.
     """
     if name not in BY_NAME:
-        raise UnknownNameError(f"there is no attribute named {name!r}{_guess(name, list(BY_NAME))}; known: {', '.join(BY_NAME)}")
+        raise UnknownNameError(
+            f"there is no attribute named {name!r}{_guess(name, list(BY_NAME))}; known: {', '.join(BY_NAME)}"
+        )
     attribute = BY_NAME[name]
     value = attribute.synonyms.get(value.lower(), value.lower())
     if value not in attribute.values:

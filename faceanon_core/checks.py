@@ -47,8 +47,7 @@ def check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         megapixels = width * height / 1e6
         raise InputError(
-            f"the picture has {megapixels:.0f} megapixels and the limit is {MAX_PIXELS / 1e6:.0f}; "
-            "make it smaller first"
+            f"the picture has {megapixels:.0f} megapixels and the limit is {MAX_PIXELS / 1e6:.0f}; make it smaller first"
         )
 
 

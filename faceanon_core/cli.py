@@ -67,9 +67,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
-    parser.add_argument("--strength", type=float, default=1.0, help="pull towards the target, 0 = none (default: 1)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
+    parser.add_argument(
+        "--preset", choices=("default", "reference"), default="default",
+        help="reference: the paper's settings to the letter, slower and without the defaults' care for pose",
+    )  # fmt: skip
     parser.add_argument("--faces", default="all", help="all, largest, or how many of the largest (default: all)")
     parser.add_argument(
         "--on-failure", choices=("error", "redact", "keep"), default="error",
@@ -79,16 +83,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    from .guidance import GuidanceSettings
-    from .pipeline import Settings
+    from .encoder import DemoEncoder
+    from .pipeline import Settings, reference_settings
     from .regions import RegionChoice
 
-    return Settings(
+    preset = Settings()
+    if options.preset == "reference":
+        preset = reference_settings(DemoEncoder.unit_strength)
+    guidance = preset.guidance
+    if options.strength is not None:
+        guidance = replace(guidance, strength=options.strength)
+    return replace(
+        preset,
         regions=RegionChoice(regenerate=_names(options.regions), keep=_names(options.keep)),
-        guidance=replace(GuidanceSettings(), strength=options.strength),
+        guidance=guidance,
         target=options.target,
         attributes=parse_attributes(options.attributes),
-        steps=options.steps,
+        steps=preset.steps if options.steps is None else options.steps,
         seed=options.seed,
         faces=options.faces,
         on_failure=options.on_failure,
@@ -216,7 +227,7 @@ def _read_journal(path: Path, key: str) -> set[str]:
 
 
 def _append_journal(path: Path, name: str, key: str) -> None:
-    with open(path, "a", encoding="utf-8") as journal:
+    with path.open("a", encoding="utf-8") as journal:
         journal.write(json.dumps({"name": name, "settings": key}) + "\n")
 
 

@@ -59,6 +59,8 @@ class InpaintCond:
 class AttributeTokens(nn.Module):
     """One learned token per attribute of the vocabulary and value, "unknown" included: the demo model's text encoder."""
 
+    offsets: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         sizes = [1 + len(attribute.values) for attribute in VOCABULARY]

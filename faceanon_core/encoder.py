@@ -18,6 +18,7 @@ from . import geometry
 from .attributes import VOCABULARY, Attributes
 from .checks import check_image
 from .errors import WeightsError
+from .geometry import FloatArray
 
 # The landmarks the demo encoder predicts: outline, eyes, irises, brows, lips, nose.
 ENCODER_LANDMARKS = tuple(
@@ -37,11 +38,12 @@ class AttributeEncoder(Protocol):
 
     unit_strength: float
 
-    def features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor, normalise: bool = True) -> Tensor:
         """Token features.
 
         Args:
             image: (B, 3, H, W) float 0..1, any size; resized inside, differentiably.
+            normalise: apply the encoder's own input scaling; False feeds -1..1, as METHOD.md's reference does.
         Returns: (B, 1 + patches, D); token 0 is the class token.
         """
         ...
@@ -76,12 +78,12 @@ class DemoEncoder(nn.Module):
         self.landmark_head = nn.Linear(64 * 32, 2 * len(ENCODER_LANDMARKS))
         self.instance_head = nn.Linear(self.width, 64)
 
-    def features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor, normalise: bool = True) -> Tensor:
         """(B, 3, H, W) float 0..1 -> (B, 65, 192), before the final norm as in METHOD.md; see `AttributeEncoder`."""
         size = (self.image_px, self.image_px)
         if image.shape[-2:] != size:
             image = F.interpolate(image, size, mode="bilinear", antialias=True)
-        patches = self.stem(image * 4 - 2).flatten(2).transpose(1, 2)  # (B, 64, width)
+        patches = self.stem(image * 4 - 2 if normalise else image * 2 - 1).flatten(2).transpose(1, 2)  # (B, 64, width)
         tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1) + self.position
         features: Tensor = self.layers(tokens)
         return features
@@ -125,7 +127,7 @@ def load_demo_encoder(path: Path) -> DemoEncoder:
     return encoder.eval().requires_grad_(False)
 
 
-def landmark_targets(landmarks: np.ndarray, size_px: int) -> Tensor:
+def landmark_targets(landmarks: FloatArray, size_px: int) -> Tensor:
     """The encoder's landmarks of (B, 478, 2) crop pixels, in units of the crop's side."""
     return torch.from_numpy(landmarks[:, list(ENCODER_LANDMARKS)].astype(np.float32) + 0.5) / size_px
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 TILE_PX = 768  # a face of about 64 px is still found in a tile of this side
 TILE_OVERLAP = 0.25
 MESH_CROP_PX = 320
+UNFITTED_SCORE = 0.7  # a proposal at least this sure counts as a face although no mesh fits it; below, as background
 SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
 TASK_FILE_HELP = (
     "download face_landmarker.task (Apache-2.0) from "
@@ -41,6 +42,22 @@ class Face:
     box: Box
     score: float  # detector's confidence, 0..1
     landmarks: FloatArray  # (478, 2) xy
+
+
+@dataclass(frozen=True)
+class Unfitted:
+    """A confident detection no face mesh fits: a face that cannot be processed, so it must not be passed on unseen."""
+
+    box: Box
+    score: float
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Everything found in a picture, largest first."""
+
+    faces: list[Face]
+    unfitted: list[Unfitted]
 
 
 class _Backend(Protocol):
@@ -75,23 +92,30 @@ class FaceDetector:
         self._backend.close()
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
-        """Find all faces, largest first.
+        """The faces of `scan` alone, for callers that need landmarks and emit nothing."""
+        return self.scan(image).faces
+
+    def scan(self, image: NDArray[np.uint8]) -> Scan:
+        """Find all faces, and the detections that look like faces but cannot be processed.
 
         Args:
             image: (H, W, 3) uint8 RGB, at least 64 px on the shorter side.
         Raises: InputError if the picture is no such array or too small or large.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise InputError(f"detect needs an (height, width, 3) uint8 RGB array, got {image.shape} {image.dtype}")
+            raise InputError(f"a picture must be a (height, width, 3) uint8 RGB array, got {image.shape} {image.dtype}")
         check_size(image.shape[1], image.shape[0])
         faces: list[Face] = []
+        unfitted: list[Unfitted] = []
         for box, score in self._proposals(image):
             landmarks = self._mesh(image, box)
-            if landmarks is None:
-                log.warning("a face was proposed at %s (score %.2f) but no mesh fits it", _where(box), score)
-                continue
-            faces.append(Face(Box.around(landmarks), score, landmarks))
-        return sorted(_distinct(faces), key=lambda face: -face.box.area)
+            if landmarks is not None:
+                faces.append(Face(Box.around(landmarks), score, landmarks))
+            elif score >= UNFITTED_SCORE:
+                unfitted.append(Unfitted(box, score))
+        faces = _distinct(faces)
+        unfitted = [lost for lost in unfitted if not any(_same_face(lost.box, face.box) for face in faces)]
+        return Scan(sorted(faces, key=lambda f: -f.box.area), sorted(unfitted, key=lambda u: -u.box.area))
 
     def _proposals(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]:
         height, width = image.shape[:2]
@@ -153,10 +177,6 @@ def _distinct(faces: list[Face]) -> list[Face]:
         if not any(_same_face(face.box, other.box) for other in kept):
             kept.append(face)
     return kept
-
-
-def _where(box: Box) -> str:
-    return f"x {box.left:.0f}-{box.right:.0f}, y {box.top:.0f}-{box.bottom:.0f}"
 
 
 def _open_backend(min_score: float, task_file: Path | None) -> _Backend:
@@ -262,7 +282,7 @@ def _quiet() -> Iterator[None]:
         yield
         return
     saved = os.dup(2)
-    with open(os.devnull, "w") as sink:
+    with Path(os.devnull).open("w") as sink:
         os.dup2(sink.fileno(), 2)
         try:
             yield

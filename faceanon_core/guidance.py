@@ -26,6 +26,7 @@ class GuidanceSettings:
     start: float = 0.0  # share of the schedule, 0..1, at which guidance begins
     end: float = 1.0  # ... and ends
     tokens: Tokens = "all"  # which of the encoder's tokens are compared
+    normalise: bool = True  # scale the encoder's input its own way; the reference does not
 
     def __post_init__(self) -> None:
         for name in ("strength", "toward", "away", "start", "end"):
@@ -55,8 +56,8 @@ class AttributeGuidance:
             raise InputError("pushing away from the source needs the source image; set away to 0 or pass it")
         self.encoder, self.decode, self.settings = encoder, decode, settings
         with torch.no_grad():
-            self._target = encoder.features(target)
-            self._source = encoder.features(source) if settings.away > 0 and source is not None else None
+            self._target = encoder.features(target, settings.normalise)
+            self._source = encoder.features(source, settings.normalise) if settings.away > 0 and source is not None else None
 
     def active(self, progress: float) -> bool:
         """Whether `progress` 0..1 lies in the guided part of the schedule and the strength is not 0."""
@@ -64,7 +65,7 @@ class AttributeGuidance:
 
     def losses(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted loss and its parts, each (B,), for a decoded image (B, 3, H, W)."""
-        features = self.encoder.features(image)
+        features = self.encoder.features(image, self.settings.normalise)
         parts = {"toward": feature_distance(features, self._target, self.settings.tokens)}
         total = self.settings.toward * parts["toward"]
         if self._source is not None:

@@ -19,6 +19,8 @@ from .errors import InputError
 Pixels = NDArray[np.uint8]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _ORIENTATION_TAG = 0x0112
+_JPEG = {"quality": 95, "subsampling": 0}
+_ENCODING = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ def load_picture(path: Path) -> Picture:
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not an image this program can read ({', '.join(SUFFIXES)})") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path.name}: the picture is larger than the limit of {MAX_PIXELS / 1e6:.0f} megapixels") from error
+        raise InputError(
+            f"{path.name}: the picture is larger than the limit of {MAX_PIXELS / 1e6:.0f} megapixels"
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{path} is damaged or truncated and cannot be read: {error}") from error
 
@@ -114,9 +118,7 @@ def save_picture(picture: Picture, path: Path, keep_metadata: bool = False, over
     if picture.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
         pixels = np.dstack([pixels, picture.alpha])
     image = Image.fromarray(pixels)
-    options: dict[str, object] = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"quality": 95}}.get(suffix, {})
-    if suffix == ".jpeg":
-        options = {"quality": 95, "subsampling": 0}
+    options: dict[str, object] = dict(_ENCODING.get(suffix, {}))
     if keep_metadata:
         options = {**options, **picture.metadata}
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")

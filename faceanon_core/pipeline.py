@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,14 +23,14 @@ from .crop import FaceCrop, crop_face, stitch_face
 from .diffusion import DemoModel, InpaintCond
 from .encoder import DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
-from .faces import Face, FaceDetector
+from .faces import Face, FaceDetector, Unfitted
 from .guidance import AttributeGuidance, GuidanceSettings
 from .image import load_picture
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .sampling import Step, sample_guided, seeded_noise
-from .skin import mouth_expression
 from .sketch import face_sketch, hide_face
+from .skin import mouth_expression
 from .target import Target, choose_target, gallery_target, target_from_pixels
 from .weights import ASSETS
 
@@ -44,14 +44,16 @@ MIN_CHANGE = 2 / 255  # mean absolute change of the regenerated pixels below whi
 class Settings:
     """How faces are replaced. The defaults are those the model card's figures were measured with."""
 
-    regions: RegionChoice = RegionChoice()
-    guidance: GuidanceSettings = GuidanceSettings()
+    regions: RegionChoice = field(default_factory=RegionChoice)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     target: str | None = None  # gallery name or picture file; None chooses from the gallery
     attributes: Attributes = field(default_factory=dict)  # asked of the new face; override the target's own
     steps: int = 20
     seed: int = 0
     eta: float = 1.0
     start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
+    describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
+    same_seed: bool = False  # one seed for every face, as the reference does
     faces: str = "all"  # "all", "largest", or a count of the largest ones
     on_failure: Policy = "error"
 
@@ -64,21 +66,24 @@ class Settings:
             raise InputError(f"faces must be all, largest or a number of at least 1, got {self.faces!r}")
 
 
-def reference_settings(encoder_unit: float) -> Settings:
-    """METHOD.md "Sampling (reference settings)" to the letter: 45 steps, eta 1, noised source, w_opt 0.8, all tokens.
+def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
+    """METHOD.md "Sampling (reference settings)" and "Adaptive attribute guidance" to the letter.
+
+    45 steps, eta 1, noised source, one seed, unconditional branch only (no attributes, plain grey in the hole), w_opt 0.8,
+    w_sim 1, w_dis 0, all tokens, encoder input not normalised.
 
     Args:
-        encoder_unit: the encoder's `unit_strength`, divided out so that w_opt is 0.8 itself.
+        unit_strength: the encoder's, divided out so that w_opt is 0.8 itself.
     """
-    guidance = GuidanceSettings(strength=0.8 / encoder_unit, toward=1.0, away=0.0, tokens="all")
-    return Settings(guidance=guidance, steps=45, eta=1.0, start="source", seed=0)
+    guidance = GuidanceSettings(strength=0.8 / unit_strength, normalise=False)
+    return Settings(guidance=guidance, steps=45, seed=seed, describe=False, same_seed=True)
 
 
 @dataclass(frozen=True)
 class FaceReport:
-    """What became of one face."""
+    """What became of one face; `Unfitted` is one no mesh fits."""
 
-    face: Face
+    face: Face | Unfitted
     status: Status
     target: str | None = None
     reason: str = ""  # why it was redacted or kept
@@ -127,9 +132,7 @@ class Anonymizer:
         """The attribute encoder, loaded when first needed."""
         return load_demo_encoder(self._assets / "encoder.safetensors").to(self._device)
 
-    def anonymize(
-        self, pixels: NDArray[np.uint8], settings: Settings, progress: FaceProgress | None = None
-    ) -> Result:
+    def anonymize(self, pixels: NDArray[np.uint8], settings: Settings, progress: FaceProgress | None = None) -> Result:
         """Replace the faces of one picture.
 
         Args:
@@ -138,28 +141,32 @@ class Anonymizer:
         Raises: NoFaceError or AnonymizationError under the policy "error"; InputError for unusable settings.
         """
         self.check(settings)
-        faces = self.detector.detect(pixels)
-        if not faces:
+        scan = self.detector.scan(pixels)
+        if not scan.faces and not scan.unfitted:
             if settings.on_failure == "keep":
                 return Result(pixels.copy(), [])
             raise NoFaceError("no face was found, so nothing could be anonymized and nothing is written")
-        chosen = _chosen_count(settings.faces, len(faces))
-        output, reports, used = pixels, [], frozenset[str]()
-        for index, face in enumerate(faces):
+        chosen = _chosen_count(settings.faces, len(scan.faces))
+        count = len(scan.faces) + len(scan.unfitted)
+        output, reports, used = pixels.copy(), [], frozenset[str]()
+        for index, face in enumerate(scan.faces):
             if index >= chosen:
-                reports.append(FaceReport(face, "kept", reason=f"left as it is because only {settings.faces} was asked"))
+                reports.append(FaceReport(face, "kept", reason=f"left as it is because faces={settings.faces} was asked"))
                 continue
             try:
-                output, report = self._replace_face(
-                    output, face, index, settings, used, lambda step, i=index: progress and progress(i, chosen, step)
-                )
+                callback = partial(progress, index, chosen) if progress else None
+                output, report = self._replace_face(output, face, index, settings, used, callback)
             except (InputError, Cancelled):
                 raise
             except FaceAnonError as error:
-                output, report = _apply_policy(output, face, index, len(faces), settings.on_failure, error)
+                output, report = _apply_policy(output, face, index, count, settings.on_failure, error)
             reports.append(report)
             used |= {report.target or ""}
-        return Result(output.copy() if output is pixels else output, reports)
+        for index, lost in enumerate(scan.unfitted, len(scan.faces)):
+            no_mesh = AnonymizationError("no face mesh fits it")
+            output, report = _apply_policy(output, lost, index, count, settings.on_failure, no_mesh)
+            reports.append(report)
+        return Result(output, reports)
 
     def check(self, settings: Settings) -> None:
         """Refuse unknown regions and targets before any work is done.
@@ -190,10 +197,12 @@ class Anonymizer:
     ) -> Tensor:  # fmt: skip
         """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
         source, model = crop.tensor, self.model
-        hidden = hide_face(source, mask.core, face_sketch(crop.landmarks, model.size_px))
+        filling = face_sketch(crop.landmarks, model.size_px) if settings.describe else 0.5
+        hidden = hide_face(source, mask.core, filling)
         source_latent, masked_latent = model.encode(source), model.encode(hidden)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
-        context = model.tokens.encode(new_face_attributes(target, settings.attributes, crop))
+        told = new_face_attributes(target, settings.attributes, crop) if settings.describe else {}
+        context = model.tokens.encode(told)
         cond = InpaintCond(context, hole, masked_latent, source_latent)
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
@@ -205,18 +214,19 @@ class Anonymizer:
 
     def _replace_face(
         self, image: NDArray[np.uint8], face: Face, index: int, settings: Settings, used: frozenset[str],
-        callback: Callable[[Step], object],
+        callback: Callable[[Step], object] | None,
     ) -> tuple[NDArray[np.uint8], FaceReport]:  # fmt: skip
         crop = crop_face(image, face, self.model.size_px)
         mask = region_mask(self.parser.parse(crop.pixels, crop.landmarks), settings.regions, self.parser)
-        seed = settings.seed + index
+        seed = settings.seed + (0 if settings.same_seed else index)
         target = self.find_target(settings, crop.tensor, seed, used)
         losses: list[dict[str, float]] = []
 
         def on_step(step: Step) -> None:
             if step.losses:
                 losses.append(step.losses)
-            callback(step)
+            if callback is not None:
+                callback(step)
 
         result = self.regenerate(crop, mask, target, settings, seed, on_step)
         check_changed(crop.tensor, result, mask.core)
@@ -247,13 +257,19 @@ def check_changed(source: Tensor, result: Tensor, core: Tensor) -> None:
         raise AnonymizationError(f"the face came out nearly unchanged (mean change {change * 255:.2f} of 255)")
 
 
-def redact_face(image: NDArray[np.uint8], face: Face, grow: float = 1.35) -> NDArray[np.uint8]:
+def redact_face(image: NDArray[np.uint8], face: Face | Unfitted, grow: float = 1.35) -> NDArray[np.uint8]:
     """Cover a face with a solid grey shape in a copy of the image; nothing of it can be recovered.
 
     Args:
-        grow: size of the shape over the hull of the landmarks, about its centre.
+        grow: size of the shape over the hull of the landmarks (or over twice the detector's box), about its centre.
     """
-    hull = cv2.convexHull(face.landmarks.astype(np.float32))[:, 0]
+    if isinstance(face, Unfitted):
+        x, y = face.box.center
+        reach = max(face.box.width, face.box.height)  # detectors box eyes to mouth, not hair to chin
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
+        hull = np.array([x, y], np.float32) + reach * corners
+    else:
+        hull = cv2.convexHull(face.landmarks.astype(np.float32))[:, 0]
     center = hull.mean(0)
     polygon = np.round((hull - center) * grow + center).astype(np.int32)
     output = image.copy()
@@ -262,7 +278,7 @@ def redact_face(image: NDArray[np.uint8], face: Face, grow: float = 1.35) -> NDA
 
 
 def _apply_policy(
-    image: NDArray[np.uint8], face: Face, index: int, count: int, policy: Policy, error: FaceAnonError
+    image: NDArray[np.uint8], face: Face | Unfitted, index: int, count: int, policy: Policy, error: FaceAnonError
 ) -> tuple[NDArray[np.uint8], FaceReport]:
     if policy == "redact":
         return redact_face(image, face), FaceReport(face, "redacted", reason=str(error))

@@ -28,7 +28,9 @@ def draw_faces(pixels: NDArray[np.uint8], faces: list[Face]) -> NDArray[np.uint8
             points = np.round(face.landmarks[list(outline)]).astype(np.int32).reshape(-1, 1, 2)
             cv2.polylines(drawn, [points], True, (0, 255, 160), width, cv2.LINE_AA)
         place = (corners[0][0], max(12, corners[0][1] - 4))
-        cv2.putText(drawn, f"{number}: {face.score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 + 0.15 * width, (255, 210, 0), width)
+        cv2.putText(
+            drawn, f"{number}: {face.score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 + 0.15 * width, (255, 210, 0), width
+        )
     return drawn
 
 

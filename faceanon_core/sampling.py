@@ -76,7 +76,8 @@ def sample_guided(
         if not bool(torch.isfinite(denoised).all()):
             raise AnonymizationError(f"the model returned NaN at step {index + 1} of {count}; nothing was made")
         sigma_down, sigma_up = ancestral_step(sigma, sigmas[index + 1], eta)
-        pull, losses = None, {}
+        losses: dict[str, float] = {}
+        pull = None
         if guidance is not None and sigma_up > 0 and guidance.active(index / count):
             pull, losses = guidance.gradient(denoised)
         if callback is not None:

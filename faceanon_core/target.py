@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .attributes import Attributes
@@ -47,7 +48,7 @@ def gallery_target(name: str, folder: Path = GALLERY) -> Target:
 
 
 def target_from_pixels(
-    pixels: np.ndarray, name: str, detector: FaceDetector, encoder: DemoEncoder, size_px: int
+    pixels: NDArray[np.uint8], name: str, detector: FaceDetector, encoder: DemoEncoder, size_px: int
 ) -> Target:
     """Cut the target face out of a picture and estimate its attributes.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class FaceSet:
         for needed in ("faces256.tar", "landmarks.npz", "metadata.csv"):
             if not (root / needed).is_file():
                 raise FaceAnonError(f"{root / needed} is missing; --faces must name the folder that holds it")
-        with open(root / "metadata.csv", newline="", encoding="utf-8") as handle:
+        with (root / "metadata.csv").open(newline="", encoding="utf-8") as handle:
             rows = [row for row in csv.DictReader(handle) if row["split"] == split]
         self.records = [
             FaceRecord(r["name"], r["source"], r["license"], r["sex"], r["ethnicity"], r["caption"]) for r in rows
@@ -57,7 +58,7 @@ class FaceSet:
     def __len__(self) -> int:
         return len(self.records)
 
-    def image(self, i: int) -> np.ndarray:
+    def image(self, i: int) -> NDArray[np.uint8]:
         """Decode crop `i`. Returns: (256, 256, 3) uint8 RGB."""
         import io
 

@@ -107,7 +107,7 @@ def augment(images: Tensor, points: Tensor, generator: torch.Generator) -> tuple
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
     radius = math.ceil(2 * sigma)
-    kernel = torch.exp(-torch.arange(-radius, radius + 1).float() ** 2 / (2 * sigma**2))
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1).float() ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).repeat(3, 1)
     out = F.conv2d(F.pad(images, [radius] * 4, mode="reflect"), kernel[:, None, :, None], groups=3)
     return F.conv2d(out, kernel[:, None, None, :], groups=3)

@@ -116,8 +116,8 @@ def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings,
 
     def distance(image: Tensor) -> float:
         with torch.no_grad():
-            features = [anonymizer.encoder.features(x) for x in (image, target.image)]
-            return float(feature_distance(*features, settings.guidance.tokens))
+            reached, wanted = (anonymizer.encoder.features(x) for x in (image, target.image))
+            return float(feature_distance(reached, wanted, settings.guidance.tokens))
 
     plain = None
     if compare:

@@ -15,6 +15,7 @@ from ..attributes import VOCABULARY, Attributes, describe, to_indices
 from ..diffusion import DemoModel, InpaintCond
 from ..encoder import DemoEncoder
 from ..faces import FaceDetector
+from ..geometry import FloatArray
 from ..sampling import sample_guided, seeded_noise
 from ..sketch import face_sketch
 from .data import FaceSet
@@ -41,7 +42,7 @@ WISHES: dict[str, Attributes] = {
 }
 
 
-def synthesize(model: DemoModel, attributes: Attributes, landmarks: np.ndarray, seed: int, scale: float = 2.0) -> Tensor:
+def synthesize(model: DemoModel, attributes: Attributes, landmarks: FloatArray, seed: int, scale: float = 2.0) -> Tensor:
     """A whole picture from attributes, a sketch of `landmarks` (478, 2) and noise; nothing of any photograph goes in.
 
     Args:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..attributes import VOCABULARY, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
 from ..errors import InputError
+from ..geometry import FloatArray
 from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
 from ..sketch import face_sketch, hide_face
@@ -84,7 +85,7 @@ class LatentCache:
         self.latents[indices], self.masked[indices] = latents.half(), masked.half()
         self.view[indices] = view
 
-    def _random_mask(self, landmarks: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def _random_mask(self, landmarks: FloatArray, rng: np.random.Generator) -> Tensor:
         """The whole face, the whole face with random parts kept, random parts alone, or the whole picture.
 
         The last teaches the model to make a target face out of attributes and a sketch only.

@@ -44,7 +44,7 @@ def train_vae(faces: FaceSet, start: Path, work: Path, settings: VaeSettings) ->
     torch.manual_seed(settings.seed)
     vae = AutoencoderTiny()
     vae.load_state_dict({k: v.float() for k, v in load_file(start).items()})
-    vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    vae.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(
         [
             {"params": vae.decoder.parameters(), "lr": settings.rate, "base": settings.rate},
@@ -104,16 +104,14 @@ def _resume(path: Path, vae: AutoencoderTiny, optimizer: torch.optim.Optimizer, 
     state = load_checkpoint(path)
     if state is None:
         return 0
-    vae.load_state_dict(state["model"])  # type: ignore[arg-type]
+    vae.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
     ema.values = state["ema"]  # type: ignore[assignment]
-    return int(state["step"])  # type: ignore[call-overload, no-any-return]
+    return int(state["step"])  # type: ignore[call-overload]
 
 
 def _checkpoint(path: Path, vae: AutoencoderTiny, optimizer: torch.optim.Optimizer, ema: Ema, step: int) -> None:
-    save_checkpoint(
-        path, {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values, "step": step}
-    )
+    save_checkpoint(path, {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values, "step": step})
 
 
 @torch.no_grad()
