@@ -53,7 +53,8 @@ def region_mask(labels: LabelMap, choice: RegionChoice, parser: FaceParser | Non
     # a region of the face that was not asked for stays, though growth would reach into it
     unasked = labels_to_mask(labels, region_labels(("face",)) - wanted - kept)
     core = regenerate * (1 - _dilate_square(keep, KEEP_DILATION_PX * scale)) * (1 - unasked)
-    if float(core.sum()) == 0:
+    # growth beyond the face would leave a ring to regenerate around a face that is kept whole
+    if not wanted - kept or float(core.sum()) == 0:
         raise InputError("the mask excludes everything: every chosen region is also kept, so nothing can be regenerated")
     seam = feather_mask(core, choice.feather_px * scale) * (1 - keep) * (1 - unasked)
     return RegionMask(core, seam)
