@@ -1,0 +1,166 @@
+"""The nodes without ComfyUI: schemas, and the pure ones on a real picture."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pack import NAME, load_pack
+
+NODES = load_pack().NODE_CLASS_MAPPINGS
+IDS = (
+    "FaceAnon_LoadDemoModel", "FaceAnon_DemoConditioning", "FaceAnon_ParseFaces", "FaceAnon_SelectFaces",
+    "FaceAnon_CropFaces", "FaceAnon_StitchFaces", "FaceAnon_RegionMask", "FaceAnon_TargetFace",
+    "FaceAnon_TargetFromImage", "FaceAnon_InpaintFaces", "FaceAnon_AttributeGuidance", "FaceAnon_GuidedSampler",
+    "FaceAnon_GuidedSamplerObject", "FaceAnon_ApplyGuidance",
+)  # fmt: skip
+
+
+def run(node_id: str, **inputs: Any) -> Any:
+    """Execute a node with its defaults filled in, under inference mode as ComfyUI does."""
+    node = NODES["FaceAnon_" + node_id]
+    values = {name: spec[1]["default"] for name, spec in node.INPUT_TYPES()["required"].items() if "default" in spec[1]}
+    with torch.inference_mode():
+        return getattr(node(), node.FUNCTION)(**{**values, **inputs})
+
+
+@pytest.fixture(scope="module")
+def portrait() -> torch.Tensor:
+    data = pytest.importorskip("skimage.data")
+    return torch.from_numpy(data.astronaut()).float()[None] / 255
+
+
+@pytest.fixture(scope="module")
+def faces(portrait: torch.Tensor) -> Any:
+    return run("ParseFaces", image=portrait)[0]
+
+
+@pytest.fixture(scope="module")
+def crops(portrait: torch.Tensor, faces: Any) -> Any:
+    return run("CropFaces", image=portrait, faces=faces, size=128)[0]
+
+
+def test_node_ids_never_change() -> None:
+    assert set(IDS) <= set(NODES)
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_schema_is_complete(node_id: str) -> None:
+    node = NODES[node_id]
+    assert node.TITLE and node.DESCRIPTION and node.CATEGORY == "FaceAnon"
+    assert len(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)) == len(node.RETURN_TYPES)
+    declared = {name: spec for part in node.INPUT_TYPES().values() for name, spec in part.items()}
+    taken = inspect.signature(getattr(node, node.FUNCTION)).parameters
+    variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    assert variadic or set(declared) == set(taken) - {"self"}
+    for name, (kind, options) in declared.items():
+        assert len(options["tooltip"]) > 10, f"{name} needs a tooltip"
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] <= options["default"] <= options["max"], name
+        if isinstance(kind, list) and "default" in options:
+            assert options["default"] in kind, name
+
+
+def test_titles_are_unique() -> None:
+    titles = [node.TITLE for node in NODES.values()]
+    assert len(set(titles)) == len(titles)
+
+
+def test_loading_the_nodes_imports_neither_comfyui_nor_mediapipe() -> None:
+    assert f"{NAME}.nodes.comfy_bridge" not in sys.modules and "comfy" not in sys.modules
+
+
+def test_parse_finds_the_face_and_draws_it(portrait: torch.Tensor) -> None:
+    faces, preview, count = run("ParseFaces", image=portrait)
+    assert count == len(faces[0]) == 1
+    assert preview.shape == portrait.shape and not torch.equal(preview, portrait)
+
+
+def test_stitching_a_crop_changes_only_pixels_under_the_seam(portrait: torch.Tensor, crops: Any) -> None:
+    _, seam, _ = run("RegionMask", crops=crops)
+    (stitched,) = run("StitchFaces", image=portrait, crops=crops, result=torch.rand(1, 128, 128, 3), seam=seam)
+    changed = (stitched != portrait).any(-1)
+    assert stitched.shape == portrait.shape
+    assert changed.any() and torch.equal(stitched[:, 300:], portrait[:, 300:])
+
+
+def test_kept_eyes_are_bit_identical(portrait: torch.Tensor, crops: Any) -> None:
+    mask, seam, _ = run("RegionMask", crops=crops, keep="eyes")
+    everything, _, _ = run("RegionMask", crops=crops)
+    eyes = crops[0][1].landmarks[[468, 473]].round().astype(int)  # the irises
+    assert all(seam[0, y, x] == 0 == mask[0, y, x] and everything[0, y, x] == 1 for x, y in eyes)
+
+
+def test_a_batch_keeps_its_order(portrait: torch.Tensor) -> None:
+    batch = torch.cat([portrait, portrait.flip(2)])
+    faces, _, _ = run("ParseFaces", image=batch)
+    crops, images = run("CropFaces", image=batch, faces=faces, size=128)
+    assert [index for index, _ in crops] == [0, 1] and images.shape == (2, 128, 128, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_gray_and_alpha_pictures_are_accepted(portrait: torch.Tensor, channels: int) -> None:
+    picture = {1: portrait.mean(-1, keepdim=True), 3: portrait, 4: torch.cat([portrait, portrait[..., :1]], -1)}[channels]
+    assert run("ParseFaces", image=picture)[2] == 1
+
+
+def test_parse_refuses_bad_pictures(portrait: torch.Tensor) -> None:
+    with pytest.raises(Exception, match="no face was found in the picture"):
+        run("ParseFaces", image=torch.full((1, 128, 128, 3), 0.5))
+    with pytest.raises(Exception, match="picture 2 of the batch"):
+        run("ParseFaces", image=torch.cat([portrait, torch.zeros_like(portrait)]))
+    with pytest.raises(Exception, match="NaN or infinite"):
+        run("ParseFaces", image=portrait * float("nan"))
+    with pytest.raises(Exception, match=r"must lie in 0\.\.1"):
+        run("ParseFaces", image=portrait * 255)
+    with pytest.raises(Exception, match="at least 64 pixels"):
+        run("ParseFaces", image=portrait[:, :32])
+
+
+def test_select_refuses_numbers_that_do_not_exist(faces: Any) -> None:
+    assert len(run("SelectFaces", faces=faces, order="largest first", numbers="1")[0][0]) == 1
+    with pytest.raises(Exception, match="face 2 was asked for, but there are 1"):
+        run("SelectFaces", faces=faces, order="largest first", numbers="2")
+    with pytest.raises(Exception, match='numbers must be "all" or like'):
+        run("SelectFaces", faces=faces, order="largest first", numbers="first")
+    with pytest.raises(Exception, match="no face is left"):
+        run("SelectFaces", faces=faces, order="largest first", min_size=4000)
+
+
+def test_crop_refuses_another_batch(portrait: torch.Tensor, faces: Any) -> None:
+    with pytest.raises(Exception, match="batch of 2 but the faces come from 1"):
+        run("CropFaces", image=portrait.repeat(2, 1, 1, 1), faces=faces)
+
+
+def test_region_mask_refuses_unknown_and_empty_choices(crops: Any) -> None:
+    with pytest.raises(Exception, match="no region named 'ear lobe'"):
+        run("RegionMask", crops=crops, keep="ear lobe")
+    with pytest.raises(Exception, match="excludes everything"):
+        run("RegionMask", crops=crops, keep="face")
+
+
+def test_stitch_never_lets_an_unchanged_face_through(portrait: torch.Tensor, crops: Any) -> None:
+    _, seam, _ = run("RegionMask", crops=crops)
+    same = crops[0][1].tensor.permute(0, 2, 3, 1)
+    with pytest.raises(Exception, match="nearly unchanged"):
+        run("StitchFaces", image=portrait, crops=crops, result=same, seam=seam)
+    with pytest.raises(Exception, match="the seam reaches 1 nowhere"):
+        run("StitchFaces", image=portrait, crops=crops, result=1 - same, seam=torch.zeros_like(seam))
+
+
+def test_stitch_refuses_sizes_and_batches_that_differ(portrait: torch.Tensor, crops: Any) -> None:
+    _, seam, _ = run("RegionMask", crops=crops)
+    with pytest.raises(Exception, match="2 results but 1 crops"):
+        run("StitchFaces", image=portrait, crops=crops, result=torch.rand(2, 128, 128, 3), seam=seam)
+    with pytest.raises(Exception, match="result is 64x64 but the crops are 128x128"):
+        run("StitchFaces", image=portrait, crops=crops, result=torch.rand(1, 64, 64, 3), seam=seam)
+    with pytest.raises(Exception, match="seam is 64x64 but the crops are 128x128"):
+        run("StitchFaces", image=portrait, crops=crops, result=torch.rand(1, 128, 128, 3), seam=torch.ones(1, 64, 64))
+    with pytest.raises(Exception, match="NaN"):
+        run("StitchFaces", image=portrait, crops=crops, result=torch.full((1, 128, 128, 3), float("nan")), seam=seam)
