@@ -1,0 +1,220 @@
+"""Pictures in and out: orientation, colour modes, metadata, bad files."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms
+
+from faceanon_core.errors import InputError
+from faceanon_core.image import SUFFIXES, Picture, load_picture, save_picture
+
+GPS, MAKE, ORIENTATION = 0x8825, 0x010F, 0x0112
+# how an upright picture is stored by a camera held that way
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def thumbnail_exif(thumbnail: bytes) -> bytes:
+    """EXIF as a camera writes it: maker, orientation, GPS, and a JPEG thumbnail in the second directory."""
+    head = b"Exif\0\0" + b"II*\0" + struct.pack("<I", 8)
+    first_at, gps_at = 8, 8 + 2 + 3 * 12 + 4
+    second_at = gps_at + 2 + 12 + 4
+    thumb_at = second_at + 2 + 2 * 12 + 4
+    entry = struct.Struct("<HHI4s")
+    first = struct.pack("<H", 3)
+    first += entry.pack(MAKE, 2, 4, b"Cam\0")
+    first += entry.pack(ORIENTATION, 3, 1, struct.pack("<HH", 1, 0))
+    first += entry.pack(GPS, 4, 1, struct.pack("<I", gps_at))
+    first += struct.pack("<I", second_at)
+    gps = struct.pack("<H", 1) + entry.pack(1, 2, 2, b"N\0\0\0") + struct.pack("<I", 0)
+    second = struct.pack("<H", 2)
+    second += entry.pack(0x0201, 4, 1, struct.pack("<I", thumb_at))
+    second += entry.pack(0x0202, 4, 1, struct.pack("<I", len(thumbnail)))
+    second += struct.pack("<I", 0)
+    assert first_at + len(first) == gps_at
+    return head + first + gps + second + thumbnail
+
+
+def jpeg(pixels: np.ndarray, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def camera_file(portrait, tmp_path: Path) -> Path:
+    """A JPEG with maker, GPS position and a thumbnail of the face."""
+    path = tmp_path / "camera.jpg"
+    path.write_bytes(jpeg(portrait, exif=thumbnail_exif(jpeg(portrait[::4, ::4])), comment=b"a secret"))
+    with Image.open(path) as opened:
+        exif = opened.getexif()
+        assert exif.get_ifd(ExifTags.IFD.GPSInfo)
+        assert exif.get_ifd(ExifTags.IFD.IFD1)
+    return path
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied(portrait, tmp_path: Path, orientation: int) -> None:
+    upright = portrait[:, :150]  # not square, so that a wrong turn shows in the shape too
+    image = Image.fromarray(upright)
+    if (change := STORED[orientation]) is not None:
+        image = image.transpose(change)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image.save(tmp_path / "turned.png", exif=exif)
+    loaded = load_picture(tmp_path / "turned.png")
+    assert np.array_equal(loaded.pixels, upright)
+    save_picture(loaded, tmp_path / "out.png", keep_metadata=True)
+    with Image.open(tmp_path / "out.png") as written:
+        assert ORIENTATION not in written.getexif()  # or a viewer would turn it once more
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "YCbCr"])
+def test_every_colour_mode_becomes_rgb_with_the_same_look(portrait, tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(portrait).convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    elif mode == "I":
+        image = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+    else:
+        image = grey.quantize(256) if mode == "P" else grey.convert("RGB").convert(mode)
+    path = tmp_path / ("picture.tif" if mode in ("CMYK", "I", "YCbCr") else "picture.png")
+    image.save(path)
+    loaded = load_picture(path)
+    assert loaded.pixels.shape == (220, 220, 3)
+    assert loaded.pixels.dtype == np.uint8
+    difference = np.abs(loaded.pixels.astype(int) - np.asarray(grey).astype(int)[..., None])
+    assert difference.mean() < 1.5
+    assert (loaded.alpha is not None) == (mode in ("LA", "RGBA"))
+
+
+def test_black_and_white_pictures_are_read(tmp_path: Path) -> None:
+    Image.new("1", (100, 80), 1).save(tmp_path / "white.png")
+    assert (load_picture(tmp_path / "white.png").pixels == 255).all()
+
+
+def test_the_colours_of_an_embedded_profile_are_converted(portrait, tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")  # red means blue
+    Image.fromarray(portrait).save(tmp_path / "swapped.png", icc_profile=swapped)
+    assert np.abs(load_picture(tmp_path / "swapped.png").pixels.astype(int) - portrait[..., ::-1]).mean() < 2
+
+
+def test_a_damaged_profile_is_ignored(portrait, tmp_path: Path) -> None:
+    Image.fromarray(portrait).save(tmp_path / "damaged.png", icc_profile=b"not a profile")
+    assert np.array_equal(load_picture(tmp_path / "damaged.png").pixels, portrait)
+
+
+@pytest.mark.parametrize(("suffix", "survives"), [(".png", True), (".webp", True), (".tif", True), (".jpg", False)])
+def test_transparency_survives_where_the_format_can_hold_it(portrait, tmp_path: Path, suffix: str, survives: bool) -> None:
+    alpha = np.full((220, 220), 255, np.uint8)
+    alpha[:, :40] = 0
+    save_picture(Picture(portrait, alpha), tmp_path / f"out{suffix}")
+    loaded = load_picture(tmp_path / f"out{suffix}")
+    assert (loaded.alpha is not None) == survives
+    if survives:
+        assert np.array_equal(loaded.alpha, alpha)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_is_written_and_read_back(portrait, tmp_path: Path, suffix: str) -> None:
+    save_picture(Picture(portrait), tmp_path / f"out{suffix}")
+    loaded = load_picture(tmp_path / f"out{suffix}").pixels
+    assert np.abs(loaded.astype(int) - portrait).mean() < 3
+    if suffix not in (".jpg", ".jpeg", ".webp"):
+        assert np.array_equal(loaded, portrait)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".webp", ".tif"])
+def test_nothing_of_the_metadata_is_written_unasked(camera_file: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    save_picture(load_picture(camera_file), out)
+    assert b"Cam" not in out.read_bytes()
+    assert b"a secret" not in out.read_bytes()
+    with Image.open(out) as written:
+        assert MAKE not in written.getexif()
+        assert not written.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+        assert not set(written.info) & {"exif", "xmp", "icc_profile", "comment"}
+
+
+def test_metadata_kept_on_request_lacks_the_thumbnail_of_the_face(camera_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jpg"
+    save_picture(load_picture(camera_file), out, keep_metadata=True)
+    with Image.open(out) as written:
+        exif = written.getexif()
+        assert exif[MAKE] == "Cam"
+        assert exif.get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
+        assert not exif.get_ifd(ExifTags.IFD.IFD1)
+    assert out.read_bytes().count(b"\xff\xd8\xff") == 1  # one JPEG, none inside it
+
+
+def test_an_existing_file_is_never_overwritten(portrait_file: Path, portrait) -> None:
+    before = portrait_file.read_bytes()
+    with pytest.raises(InputError, match="exists already; choose another name"):
+        save_picture(Picture(portrait[::-1]), portrait_file)
+    assert portrait_file.read_bytes() == before
+
+
+def test_an_unknown_format_is_refused_by_name(portrait, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown picture format '\.xyz'; use one of \.jpg"):
+        save_picture(Picture(portrait), tmp_path / "out.xyz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_below_a_file_cannot_be_written(portrait, portrait_file: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        save_picture(Picture(portrait), portrait_file / "folder" / "out.png")
+
+
+def test_a_failed_write_leaves_no_half_file(portrait, tmp_path: Path) -> None:
+    wide = np.repeat(portrait[:16], 80, axis=1).repeat(4, axis=1)  # more than the 65535 px a JPEG can hold
+    with pytest.raises(InputError, match="cannot be written"):
+        save_picture(Picture(wide), tmp_path / "out.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+BAD_FILES = {
+    "missing": (lambda path, _: None, "does not exist or is not a file"),
+    "a folder": (lambda path, _: path.mkdir(), "does not exist or is not a file"),
+    "empty": (lambda path, _: path.write_bytes(b""), r"is empty \(0 bytes\)"),
+    "text": (lambda path, _: path.write_text("hello"), "is not an image this program can read"),
+    "truncated": (lambda path, pixels: path.write_bytes(jpeg(pixels)[:3000]), "is damaged or truncated"),
+    "cut header": (lambda path, pixels: path.write_bytes(jpeg(pixels)[:12]), "is damaged|is not an image"),
+    "1x1": (lambda path, _: Image.new("RGB", (1, 1)).save(path), "1x1; the shorter side must be at least 64"),
+    "63 px": (lambda path, _: Image.new("RGB", (63, 500)).save(path), "63x500; the shorter side must be at least 64"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_is_refused_with_one_sentence_that_names_it(portrait, tmp_path: Path, kind: str) -> None:
+    write, message = BAD_FILES[kind]
+    path = tmp_path / "photo.jpg"
+    write(path, portrait)
+    with pytest.raises(InputError, match=message) as error:
+        load_picture(path)
+    assert "photo.jpg" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hundred_megapixels_are_refused_by_the_stated_limit(tmp_path: Path) -> None:
+    Image.new("1", (10000, 10001)).save(tmp_path / "huge.png")
+    with pytest.raises(InputError, match=r"huge.png: the picture has 100 megapixels and the limit is 80"):
+        load_picture(tmp_path / "huge.png")
+
+
+def test_the_smallest_size_is_accepted(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
+    assert load_picture(tmp_path / "small.png").pixels.shape == (64, 64, 3)
