@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -60,3 +62,13 @@ def match_batch(tensor: Tensor, count: int, name: str) -> Tensor:
     if len(tensor) == 1:
         return tensor.expand(count, *tensor.shape[1:])
     raise InputError(f"{name} has a batch of {len(tensor)} but there are {count} faces; pass one, or one for each face")
+
+
+def check_side(tensor: Tensor, crops: Any, name: str) -> None:
+    """Refuse (B,C,H,W) that is not as large as the crops.
+
+    Raises: ShapeError.
+    """
+    height, width, size = *tensor.shape[-2:], crops[0][1].frame.size_px
+    if (height, width) != (size, size):
+        raise ShapeError(f"{name} is {width}x{height} but the crops are {size}x{size}; make it from the crops")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError
-from .convert import CATEGORY, from_image, from_mask, match_batch, to_image, to_pixels
+from .convert import CATEGORY, check_side, from_image, from_mask, match_batch, to_image, to_pixels
 
 
 class CropFaces:
@@ -79,16 +79,33 @@ class StitchFaces:
         results, seams = from_image(result, "result"), match_batch(from_mask(seam, "seam"), len(crops), "seam")
         if len(results) != len(crops):
             raise InputError(f"there are {len(results)} results but {len(crops)} crops; every face needs its own result")
+        check_side(results, crops, "result")
+        check_side(seams, crops, "seam")
         originals = from_image(image)
+        if len(image) <= max(index for index, _ in crops):
+            raise InputError(
+                f"the crops come from more pictures than the image's batch of {len(image)}; connect the same image"
+            )
         outputs, touched = to_pixels(image), [np.zeros(image.shape[1:3], bool) for _ in image]
         for (index, crop), new, weight in zip(crops, results, seams, strict=True):
-            check_changed(crop.tensor, new[None], (weight[None] >= 1).float())
+            check_changed(crop.tensor, new[None], _solid_part(weight[None]))
             outputs[index] = stitch_face(outputs[index], crop, new[None], weight[None])
             touched[index] |= seam_in_image(crop, weight[None], image.shape[2], image.shape[1]) > 0
         changed = torch.from_numpy(np.stack(touched))[:, None]
         stitched = torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).float() / 255
         # untouched pixels come from the float input, so that they are bit-identical and not rounded to 8 bits
         return (to_image(torch.where(changed, stitched, originals.cpu())),)
+
+
+def _solid_part(seam: Tensor) -> Tensor:
+    """1 where the result replaces the picture entirely.
+
+    Raises: InputError if there is no such pixel, because the source's face would shine through everywhere.
+    """
+    solid = (seam >= 1).float()
+    if not bool(solid.any()):
+        raise InputError("the seam reaches 1 nowhere, so the source's face would show; use the seam output of Region Mask")
+    return solid
 
 
 NODES = (CropFaces, StitchFaces)

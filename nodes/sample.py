@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import GuidanceSettings
-from .convert import CATEGORY, from_mask, match_batch
+from .convert import CATEGORY, check_side, from_mask, match_batch
 
 _SEED = {
     "default": 0,
@@ -62,11 +62,7 @@ class InpaintFaces:
 
         images = torch.cat([crop.tensor for _, crop in crops])
         core = (match_batch(from_mask(mask), len(crops), "mask") >= 0.5).float()
-        if core.shape[-2:] != images.shape[-2:]:
-            raise InputError(
-                f"mask is {core.shape[-1]}x{core.shape[-2]} but the crops are {images.shape[-1]}x{images.shape[-2]}; "
-                "make the mask from the crops"
-            )
+        check_side(core, crops, "mask")
         size = images.shape[-1]
         filling = torch.cat([face_sketch(crop.landmarks, size) for _, crop in crops]) if sketch else 0.5
         source = comfy_bridge.vae_encode(vae, images)

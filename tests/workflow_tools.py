@@ -1,38 +1,11 @@
-"""Load the pack the way ComfyUI does, and turn a workflow saved by its editor into what POST /prompt takes."""
+"""Turn a workflow saved by ComfyUI's editor into the API format that POST /prompt takes."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-ROOT = Path(__file__).resolve().parent.parent
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 _WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 _EDITOR_ONLY = {"MarkdownNote", "Note", "Reroute"}
-
-
-def load_pack() -> ModuleType:
-    """The pack's `__init__.py`, executed by path under a made-up name as ComfyUI does. It is loaded once."""
-    name = "faceanon_pack_under_test"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def node_definition(node: Any) -> dict[str, Any]:
-    """One entry of the server's /object_info, as far as the checks need it, from a V1 node class."""
-    return {
-        "input": node.INPUT_TYPES(),
-        "output": list(node.RETURN_TYPES),
-        "output_name": list(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)),
-    }
 
 
 def ui_to_api(workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
