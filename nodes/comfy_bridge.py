@@ -191,8 +191,8 @@ class _Differentiable:
             super().__init__()
             self.module, self.method = module, method
 
-        def forward(self, value: Tensor) -> Tensor:
-            return getattr(self.module, self.method)(value)
+        def forward(self, *values: Any) -> Tensor:
+            return getattr(self.module, self.method)(*values)
 
     def __init__(self, module: torch.nn.Module, method: str, skip: tuple[str, ...] = ()) -> None:
         self.holder = self._Method(module, method)
@@ -203,8 +203,8 @@ class _Differentiable:
             if not name.removeprefix("module.").startswith(skip or ("\0",))
         }
 
-    def __call__(self, value: Tensor) -> Tensor:
-        return torch.func.functional_call(self.holder, self.weights, (value,))
+    def __call__(self, *values: Any) -> Tensor:
+        return torch.func.functional_call(self.holder, self.weights, values)
 
 
 class _ComfyEncoder:
@@ -215,8 +215,8 @@ class _ComfyEncoder:
         self._features = _Differentiable(patcher.model, "features")
         self._device = patcher.load_device
 
-    def features(self, image: Tensor) -> Tensor:
-        return self._features(image.to(self._device, torch.float32))
+    def features(self, image: Tensor, normalise: bool = True) -> Tensor:
+        return self._features(image.to(self._device, torch.float32), normalise)
 
 
 def _decode(vae: Any, model: Any) -> Any:
