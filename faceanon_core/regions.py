@@ -16,6 +16,7 @@ from .parsing import INDEX, FaceParser, LabelMap, region_labels
 
 KEEP_DILATION_PX = 7  # square at REFERENCE_PX, METHOD.md "Mask"
 REFERENCE_PX = 512
+GUARD_PX = 3  # square around kept pixels that the seam leaves out: the stitch interpolates between neighbours
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ def region_mask(labels: LabelMap, choice: RegionChoice, parser: FaceParser | Non
     keep = labels_to_mask(labels, kept)
     # a region of the face that was not asked for stays, though growth would reach into it
     unasked = labels_to_mask(labels, region_labels(("face",)) - wanted - kept)
-    core = regenerate * (1 - _dilate_square(keep, KEEP_DILATION_PX * scale)) * (1 - unasked)
+    core = regenerate * (1 - _dilate_square(keep, max(KEEP_DILATION_PX * scale, GUARD_PX))) * (1 - unasked)
     # growth beyond the face would leave a ring to regenerate around a face that is kept whole
     if not wanted - kept or float(core.sum()) == 0:
         raise InputError("the mask excludes everything: every chosen region is also kept, so nothing can be regenerated")
-    seam = feather_mask(core, choice.feather_px * scale) * (1 - keep) * (1 - unasked)
+    seam = feather_mask(core, choice.feather_px * scale) * (1 - _dilate_square(keep, GUARD_PX)) * (1 - unasked)
     return RegionMask(core, seam)
 
 
