@@ -44,7 +44,7 @@ class RegionMask:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": 'Regions to keep with a safety margin, e.g. "eyes, mouth". Groups: eyes, brows, lips, mouth, face.',
+                        "tooltip": 'Regions to keep with a safety margin: "eyes, mouth", or brows, lips, nose, left_eye ...',
                     },
                 ),
                 "grow": ("FLOAT", {**pixels, "tooltip": "Pixels (at 512) the area grows outward. 0 = exactly the regions."}),

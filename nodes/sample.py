@@ -31,7 +31,7 @@ class InpaintFaces:
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
     RETURN_NAMES = ("positive", "negative", "latent")
     DESCRIPTION = (
-        "Like InpaintModelConditioning, for face crops: the face is cut out before encoding, never averaged into known pixels. "
+        "Like InpaintModelConditioning, for face crops: the face is cut out before encoding, so that none of it is seen. "
         "Works with 9-channel inpaint models and with 4-channel models (noise mask)."
     )
     SEARCH_ALIASES = ("InpaintModelConditioning", "noise mask")
@@ -49,7 +49,7 @@ class InpaintFaces:
                     "BOOLEAN",
                     {
                         "default": True,
-                        "tooltip": "On: draw pose and expression into the hole (demo model only). Off: plain grey, for other models.",
+                        "tooltip": "On: pose and expression are drawn into the hole (demo model only). Off: plain grey.",
                     },
                 ),
             }
