@@ -18,6 +18,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -248,7 +249,6 @@ def _check_served(model: Any, vae: Any) -> None:
 def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> AttributeGuidance:
     """Must be called outside inference mode, after every model is loaded."""
     vae = spec.decoder or vae
-    _check_served(model, vae)
     source = spec.source.clone() if spec.source is not None else None
     return AttributeGuidance(_ComfyEncoder(spec.encoder), _decode(vae, model), spec.settings, spec.target.clone(), source)
 
@@ -270,7 +270,9 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
         latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
     ) -> Tensor:  # fmt: skip
         if self.spec.settings.strength > 0:
-            comfy.model_management.load_models_gpu([*_helpers(self.spec, self.vae), *_loaded(model_wrap.inner_model)])
+            # all at once, so that none of them, ControlNets included, pushes another out of a small card
+            loaded = [*_loaded(model_wrap.inner_model), *getattr(model_wrap, "loaded_models", [])]
+            comfy.model_management.load_models_gpu([*_helpers(self.spec, self.vae), *loaded])
         with torch.inference_mode(False), torch.no_grad():
             copies = [None if value is None else value.clone() for value in (sigmas, noise, latent_image, denoise_mask)]
             sigmas, noise, latent_image, denoise_mask = copies
@@ -278,6 +280,7 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
 
     def _run(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool, **_: Any) -> Tensor:
         base = model.inner_model.inner_model
+        _check_served(base, self.spec.decoder or self.vae)  # at strength 0 as well: a flow model needs another step
         guided = self.spec.settings.strength > 0
         guidance = _build_guidance(self.spec, self.vae, base) if guided else None
         noise = comfy.samplers.k_diffusion_sampling.default_noise_sampler(x, seed=extra_args.get("seed"))
@@ -332,5 +335,13 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
             sigma_down, sigma_up = ancestral_step(now, following)
             return denoised.clone() - (sigma_up / (1 - sigma_down / now)).to(gradient) * gradient
 
+    def run(executor: Any, *arguments: Any, **options: Any) -> Tensor:
+        _check_served(arguments[0].inner_model, spec.decoder or vae)
+        try:
+            return executor(*arguments, **options)
+        finally:
+            state.clear()  # frees the clones of the weights
+
     patched.set_model_sampler_post_cfg_function(guide)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, "faceanon_guidance", run)
     return patched

@@ -177,6 +177,21 @@ def test_a_vae_of_another_family_is_refused(bridge: Any, setting: dict[str, Any]
         bridge._check_served(setting["model"].model, SixteenChannels())
 
 
+def test_a_flow_model_is_refused(bridge: Any, setting: dict[str, Any]) -> None:
+    import comfy.model_sampling
+
+    class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    model = setting["model"].clone()
+    model.add_object_patch("model_sampling", Flow())
+    for strength in (0.0, 1.0):
+        with torch.inference_mode():
+            sampler = bridge.guided_sampler(_spec(bridge, setting, strength), setting["vae"])
+        with pytest.raises(Exception, match="this is a flow or DiT model"):
+            _sample(bridge, setting, sampler, model)
+
+
 # ---- a live server ----
 
 
