@@ -1,0 +1,124 @@
+"""Detection on real pictures: sizes, counts, orientations; no face where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from faceanon_core.errors import InputError, WeightsError
+from faceanon_core.faces import FaceDetector
+from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE
+
+
+@pytest.fixture(scope="module")
+def detector(anonymizer) -> FaceDetector:
+    return anonymizer.detector
+
+
+def scaled(portrait: np.ndarray, face_px: float) -> np.ndarray:
+    """The portrait with its face `face_px` high."""
+    factor = face_px / 107
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return cv2.resize(portrait, None, fx=factor, fy=factor, interpolation=method)
+
+
+def on_canvas(width: int, height: int, *pieces: tuple[np.ndarray, int, int]) -> np.ndarray:
+    """Pictures pasted at (left, top) into a large photograph of coffee."""
+    canvas = cv2.resize(data.coffee(), (width, height))
+    for piece, left, top in pieces:
+        canvas[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
+    return canvas
+
+
+def test_a_portrait_has_one_face_with_its_landmarks_where_the_eyes_are(face) -> None:
+    assert face.landmarks.shape == (478, 2)
+    assert 0.5 < face.score <= 1
+    right, left = face.landmarks[list(RIGHT_EYE)].mean(0), face.landmarks[list(LEFT_EYE)].mean(0)
+    assert right == pytest.approx((204, 101), abs=3)  # read off the picture by eye
+    assert left == pytest.approx((247, 103), abs=3)
+
+
+@pytest.mark.parametrize("picture", ["coffee", "chelsea", "rocket", "brick", "text", "page"])
+def test_nothing_is_found_where_there_is_no_face(detector, picture: str) -> None:
+    pixels = getattr(data, picture)()
+    if pixels.ndim == 2:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    pixels = cv2.copyMakeBorder(pixels, 0, max(0, 64 - pixels.shape[0]), 0, 0, cv2.BORDER_REFLECT)
+    assert detector.detect(np.ascontiguousarray(pixels)) == []
+
+
+@pytest.mark.parametrize("face_px", [32, 64, 107, 400, 1500])
+def test_a_face_is_found_at_any_size_and_its_landmarks_scale_with_it(detector, portrait, face, face_px: int) -> None:
+    (found,) = detector.detect(scaled(portrait, face_px))
+    expected = (face.landmarks - (115, 10)) * face_px / 107
+    error = np.linalg.norm(found.landmarks - expected, axis=1).mean()
+    assert error < 0.05 * face_px
+
+
+@pytest.mark.parametrize("place", [(200, 300), (3700, 2700), (1960, 1430), (700, 1100)])
+def test_a_70_px_face_is_found_anywhere_in_a_12_megapixel_photograph(detector, portrait, place) -> None:
+    small = scaled(portrait, 70)
+    (found,) = detector.detect(on_canvas(4000, 3000, (small, *place)))
+    assert found.box.center == pytest.approx((place[0] + 72, place[1] + 74), abs=8)
+    assert 50 < found.box.height < 90
+
+
+def test_several_faces_are_each_found_once_largest_first(detector, portrait) -> None:
+    sizes = [(300, 60, 40), (60, 900, 80), (140, 1250, 420), (90, 760, 600)]
+    pieces = [(scaled(portrait, face_px), left, top) for face_px, left, top in sizes]
+    found = detector.detect(on_canvas(1700, 900, *pieces))
+    assert len(found) == 4
+    heights = [f.box.height for f in found]
+    assert heights == sorted(heights, reverse=True)
+    assert heights == pytest.approx([300, 140, 90, 60], rel=0.15)
+
+
+@pytest.mark.parametrize("degrees", [-30, 30])
+def test_a_tilted_face_is_found(detector, portrait, degrees: int) -> None:
+    matrix = cv2.getRotationMatrix2D((110, 110), degrees, 1)
+    turned = cv2.warpAffine(portrait, matrix, (220, 220), borderMode=cv2.BORDER_REFLECT)
+    assert len(detector.detect(turned)) == 1
+
+
+def test_a_gray_face_is_found(detector, portrait) -> None:
+    gray = cv2.cvtColor(cv2.cvtColor(portrait, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    assert len(detector.detect(gray)) == 1
+
+
+def test_detection_gives_the_same_landmarks_each_time(detector, astronaut, coffee, face) -> None:
+    detector.detect(coffee)  # nothing is remembered from another picture
+    (again,) = detector.detect(astronaut)
+    assert np.array_equal(again.landmarks, face.landmarks)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((100, 100), np.uint8), r"\(height, width, 3\) uint8 RGB array, got \(100, 100\) uint8"),
+        (np.zeros((100, 100, 4), np.uint8), r"got \(100, 100, 4\) uint8"),
+        (np.zeros((100, 100, 3), np.float32), r"got \(100, 100, 3\) float32"),
+        (np.zeros((63, 100, 3), np.uint8), "100x63; the shorter side must be at least 64 pixels"),
+        (np.broadcast_to(np.uint8(0), (9000, 9000, 3)), "81 megapixels and the limit is 80"),
+    ],
+)
+def test_only_pictures_of_the_documented_form_and_size_are_taken(detector, pixels, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        detector.detect(pixels)
+
+
+def test_a_missing_task_file_is_refused_with_where_to_get_it(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(WeightsError, match=r"download face_landmarker\.task .* FACEANON_FACE_LANDMARKER"):
+        FaceDetector(task_file=tmp_path / "missing.task")
+    monkeypatch.setenv("FACEANON_FACE_LANDMARKER", str(tmp_path / "missing.task"))
+    with pytest.raises(WeightsError, match=r"download face_landmarker\.task"):
+        FaceDetector()
+
+
+def test_a_file_that_is_no_task_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.task").write_bytes(b"not a model")
+    with pytest.raises(WeightsError, match=r"bad\.task is not a face landmarker this mediapipe can read"):
+        FaceDetector(task_file=tmp_path / "bad.task")
