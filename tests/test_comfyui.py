@@ -1,6 +1,7 @@
 """On a real ComfyUI: sampling proofs in its own process, and workflows through a live server.
 
 Run with ComfyUI's own Python: `COMFYUI_DIR=... /path/to/comfyui/python -m pytest -m comfyui tests/test_comfyui.py`.
+With another Python, name ComfyUI's in COMFYUI_PYTHON: the live server then runs on that, the sampling proofs are skipped.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from workflow_tools import ui_to_api
 
 pytestmark = pytest.mark.comfyui
 SIDE = 64  # pixels of the sampled crops
+PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)  # runs the live server
 
 
 def _comfyui_dir() -> Path:
@@ -40,10 +42,12 @@ def _comfyui_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def comfyui() -> Path:
-    folder = _comfyui_dir()
+    return _comfyui_dir()
+
+
+def _needs_requirements_of_comfyui() -> None:
     if importlib.util.find_spec("torchsde") is None or importlib.util.find_spec("einops") is None:
         pytest.skip("this Python lacks ComfyUI's requirements; run the tests with ComfyUI's own Python")
-    return folder
 
 
 # ---- sampling, in this process ----
@@ -51,6 +55,7 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="module")
 def bridge(comfyui: Path) -> Any:
+    _needs_requirements_of_comfyui()
     sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args
 
@@ -192,6 +197,29 @@ def test_a_flow_model_is_refused(bridge: Any, setting: dict[str, Any]) -> None:
             _sample(bridge, setting, sampler, model)
 
 
+@pytest.mark.parametrize("sigma", [12.0, 1.0, 0.1])
+def test_the_demo_model_predicts_what_it_predicts_in_the_core(bridge: Any, sigma: float) -> None:
+    core, generator = bridge.diffusion.DemoModel(bridge.ASSETS), torch.Generator().manual_seed(0)
+    x, masked = torch.randn(2, 1, 4, 32, 32, generator=generator)
+    hole = (torch.rand(1, 1, 32, 32, generator=generator) > 0.5).float()
+    context, levels = core.tokens.encode({"sex": "female"}), torch.tensor([sigma])
+    with torch.inference_mode():
+        model = bridge.load_demo_model()[0].model
+        expected = core.denoise(x * sigma, levels, bridge.diffusion.InpaintCond(context, hole, masked, None))
+        found = model.apply_model(x * sigma, levels, c_concat=torch.cat([hole, masked], 1), c_crossattn=context)
+    torch.testing.assert_close(found.float().cpu(), expected, rtol=0, atol=1e-4)
+
+
+def test_the_demo_vae_is_the_cores(bridge: Any) -> None:
+    core, image = bridge.diffusion.DemoModel(bridge.ASSETS), torch.rand(1, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        model, vae = bridge.load_demo_model()
+        latent = model.model.process_latent_in(bridge.vae_encode(vae, image))
+        torch.testing.assert_close(latent.cpu(), core.encode(image), rtol=0, atol=1e-4)
+        decoded = vae.decode(model.model.process_latent_out(latent)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(decoded.cpu(), core.decode(latent.cpu()).clamp(0, 1), rtol=0, atol=1e-4)
+
+
 # ---- a live server ----
 
 
@@ -208,7 +236,7 @@ class Server:
         (folder / "custom_nodes" / "face-anon").symlink_to(ROOT)
         (folder / "paths.yaml").write_text(f"pack:\n    custom_nodes: {folder / 'custom_nodes'}\n")
         command = [
-            sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch",
+            PYTHON, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch",
             "--extra-model-paths-config", str(folder / "paths.yaml"),
             "--input-directory", str(folder / "input"), "--output-directory", str(folder / "output"),
             "--temp-directory", str(folder / "temp"), "--user-directory", str(folder / "user"),
@@ -235,7 +263,9 @@ class Server:
 
     def run(self, prompt: dict[str, Any], limit_s: float = 400) -> dict[str, Any]:
         """Queue a prompt and wait for its history entry."""
-        number = self.request("/prompt", {"prompt": prompt})["prompt_id"]
+        answer = self.request("/prompt", {"prompt": prompt})
+        assert not answer["node_errors"], answer["node_errors"]
+        number = answer["prompt_id"]
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
             history = self.request(f"/history/{number}")
@@ -249,9 +279,13 @@ class Server:
 @pytest.fixture(scope="module")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data = pytest.importorskip("skimage.data")
+    if sys.executable == PYTHON:
+        _needs_requirements_of_comfyui()
     running = Server(comfyui, tmp_path_factory.mktemp("comfyui"))
     try:
-        Image.fromarray(data.astronaut()).save(running.folder / "input" / "portrait.png")
+        astronaut = data.astronaut()
+        Image.fromarray(astronaut).save(running.folder / "input" / "portrait.png")
+        Image.fromarray(np.hstack([astronaut[:, :400], astronaut[:, 390::-1]])).save(running.folder / "input" / "two.png")
         Image.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(running.folder / "input" / "no_face.png")
         running.wait_until_up()
         yield running
@@ -273,6 +307,14 @@ def _node(prompt: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+def _outputs(server: Server) -> set[str]:
+    return {path.name for path in (server.folder / "output").glob("*.png")}
+
+
+def _pixels(path: Path) -> Any:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
 def _cached(entry: dict[str, Any]) -> set[str]:
     return {node for kind, message in entry["status"]["messages"] if kind == "execution_cached" for node in message["nodes"]}
 
@@ -286,10 +328,10 @@ def test_the_portrait_workflow_runs_and_a_new_strength_reruns_the_sampler_only(
 ) -> None:
     assert server.run(portrait_prompt)["status"]["status_str"] == "success"
     (picture,) = (server.folder / "output").glob("*.png")
-    new = np.asarray(Image.open(picture).convert("RGB")).astype(int)
-    old = np.asarray(Image.open(server.folder / "input" / "portrait.png")).astype(int)
-    changed = np.abs(new - old).max(-1) > 0
-    assert new.shape == old.shape and changed.any() and not changed[:, 320:].any()
+    new, old = _pixels(picture), _pixels(server.folder / "input" / "portrait.png")
+    difference = np.abs(new - old).max(-1)
+    assert difference[80:150, 190:260].mean() > 10  # the middle of the face
+    assert not difference[:, 320:].any() and not difference[220:].any()
 
     changed_prompt = json.loads(json.dumps(portrait_prompt))
     _node(changed_prompt, "AttributeGuidance")["strength"] = 0.5
@@ -314,7 +356,27 @@ def test_the_portrait_workflow_runs_and_a_new_strength_reruns_the_sampler_only(
 def test_bad_input_is_told_on_the_node_and_the_server_stays_up(
     server: Server, portrait_prompt: dict[str, Any], node: str, values: dict[str, Any], message: str
 ) -> None:
-    prompt = json.loads(json.dumps(portrait_prompt))
+    prompt, before = json.loads(json.dumps(portrait_prompt)), _outputs(server)
     _node(prompt, node).update(values)
     assert message in _error(server.run(prompt))
+    assert _outputs(server) == before
     assert server.request("/system_stats")
+
+
+def test_every_face_of_a_picture_is_replaced(server: Server, portrait_prompt: dict[str, Any]) -> None:
+    prompt, before = json.loads(json.dumps(portrait_prompt)), _outputs(server)
+    _node(prompt, "LoadImage")["image"] = "two.png"
+    _node(prompt, "GuidedSampler").update(steps=2, cfg=2.0)
+    assert server.run(prompt)["status"]["status_str"] == "success"
+    (name,) = _outputs(server) - before
+    new, old = (_pixels(server.folder / part) for part in (f"output/{name}", "input/two.png"))
+    changed = np.abs(new - old).max(-1) > 0
+    assert changed[:, :400].any() and changed[:, 400:].any() and not changed[300:].any()
+
+
+def test_a_target_of_another_gallery_is_told_before_anything_runs(server: Server, portrait_prompt: dict[str, Any]) -> None:
+    prompt = json.loads(json.dumps(portrait_prompt))
+    _node(prompt, "TargetFace")["name"] = "nobody"
+    answer = server.request("/prompt", {"prompt": prompt})
+    (errors,) = [entry["errors"] for entry in answer["node_errors"].values()]
+    assert "there is no target named 'nobody'; choose automatic or one of" in errors[0]["details"]
