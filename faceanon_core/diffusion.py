@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -172,7 +173,11 @@ def _load(module: Any, path: Path, device: torch.device) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path} is missing; reinstall the pack, it carries this file")
     try:
-        module.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        state = {name: value.float() for name, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged and cannot be read; reinstall the pack") from error
+    try:
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} holds another architecture than the demo model's; reinstall the pack") from error
     return module.to(device).eval().requires_grad_(False)
