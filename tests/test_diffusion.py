@@ -1,0 +1,168 @@
+"""The demo model with its shipped weights, against diffusers' own schedulers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from faceanon_core.attributes import VOCABULARY
+from faceanon_core.diffusion import (
+    CONTEXT_WIDTH,
+    SCHEDULE_CONFIG,
+    AttributeTokens,
+    DemoModel,
+    InpaintCond,
+    build_schedule,
+    load_vae,
+    schedule_sigmas,
+)
+from faceanon_core.errors import WeightsError
+from faceanon_core.guidance import AttributeGuidance, GuidanceSettings
+from faceanon_core.sampling import sample_guided, seeded_noise
+from faceanon_core.sketch import hide_face
+from faceanon_core.weights import ASSETS
+
+
+@pytest.fixture(scope="module")
+def model(anonymizer) -> DemoModel:
+    return anonymizer.model
+
+
+@pytest.fixture(scope="module")
+def source(model, crop) -> Tensor:
+    return model.encode(crop.tensor)
+
+
+@pytest.fixture(scope="module")
+def cond(model, crop, source) -> InpaintCond:
+    """The middle of the crop is to be regenerated."""
+    core = torch.zeros(1, 1, 256, 256)
+    core[..., 64:192, 64:192] = 1
+    hole = core[..., ::8, ::8]
+    return InpaintCond(model.tokens.encode({"sex": "male"}), hole, model.encode(hide_face(crop.tensor, core)), source)
+
+
+def test_a_face_survives_the_vae(model, crop, source) -> None:
+    assert source.shape == (1, 4, 32, 32)
+    again = model.decode(source).clamp(0, 1)
+    psnr = -10 * torch.log10((again - crop.tensor).square().mean())
+    assert psnr > 25
+
+
+def test_scaled_latents_have_about_unit_spread(source) -> None:
+    assert 0.5 < float(source.std()) < 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 45])
+def test_noise_levels_fall_from_the_schedules_noisiest_to_0(model, steps: int) -> None:
+    sigmas = model.sigmas(steps)
+    alpha = build_schedule().alphas_cumprod[-1]
+    assert sigmas.shape == (steps + 1,)
+    assert float(sigmas[0]) == pytest.approx(float((1 - alpha).sqrt() / alpha.sqrt()), rel=1e-4)
+    assert sigmas[-1] == 0
+    assert (sigmas[1:] < sigmas[:-1]).all()
+
+
+@pytest.mark.parametrize("timestep", [999, 500, 40])
+def test_the_prediction_is_that_of_diffusers_ddim_for_v(model, source, cond, timestep: int) -> None:
+    from diffusers import DDIMScheduler
+
+    ddim = DDIMScheduler(**SCHEDULE_CONFIG, clip_sample=False)
+    ddim.set_timesteps(1000)
+    noise = seeded_noise(0)(source)
+    x_t = ddim.add_noise(source, noise, torch.tensor([timestep]))
+    v = model.unet(torch.cat([x_t, cond.mask, cond.masked_latent], 1), timestep, encoder_hidden_states=cond.context).sample
+    expected = ddim.step(v, timestep, x_t).pred_original_sample
+    alpha = ddim.alphas_cumprod[timestep]
+    sigma = (1 - alpha).sqrt() / alpha.sqrt()
+    free = InpaintCond(cond.context, cond.mask, cond.masked_latent)
+    assert torch.allclose(model.denoise(source + sigma * noise, sigma.view(1), free), expected, atol=1e-3)
+
+
+def test_outside_the_hole_the_source_is_restored_exactly(model, source, cond) -> None:
+    denoised = model.denoise(source + 3 * seeded_noise(0)(source), torch.tensor([3.0]), cond)
+    outside = cond.mask.expand_as(source) == 0
+    assert torch.equal(denoised[outside], source[outside])
+    assert (denoised[~outside] != source[~outside]).all()
+
+
+def test_a_nearly_clean_latent_stays_as_it_is(model, source, cond) -> None:
+    denoised = model.denoise(source, torch.tensor([0.03]), cond)
+    assert (denoised - source).abs().mean() < 0.1
+
+
+def sample(model: DemoModel, source: Tensor, cond: InpaintCond, guidance: Any = None) -> Tensor:
+    sigmas, noise = model.sigmas(2), seeded_noise(3)
+    return sample_guided(model.denoise, source + sigmas[0] * noise(source), sigmas, cond, noise, guidance)
+
+
+def test_strength_0_is_bit_identical_to_no_guidance(anonymizer, model, crop, source, cond) -> None:
+    def guide(strength: float) -> AttributeGuidance:
+        settings = GuidanceSettings(strength=strength)
+        return AttributeGuidance(anonymizer.encoder, model.decode, settings, crop.tensor.flip(-1))
+
+    plain = sample(model, source, cond)
+    assert torch.equal(sample(model, source, cond, guide(0.0)), plain)
+    assert not torch.equal(sample(model, source, cond, guide(1.0)), plain)
+
+
+def test_the_attributes_change_what_is_made(model, source, cond) -> None:
+    x = source + 5 * seeded_noise(0)(source)
+    other = InpaintCond(model.tokens.encode({"sex": "female", "age": "baby"}), cond.mask, cond.masked_latent, source)
+    sigma = torch.tensor([5.0])
+    assert (model.denoise(x, sigma, other) - model.denoise(x, sigma, cond)).abs().max() > 1e-3
+
+
+def test_there_is_one_token_per_attribute_and_unknown_is_its_own(model) -> None:
+    known, unknown = model.tokens.encode({"age": "senior"}), model.tokens.encode({})
+    assert known.shape == unknown.shape == (1, len(VOCABULARY), CONTEXT_WIDTH)
+    assert [bool((known[0, i] != unknown[0, i]).any()) for i in range(len(VOCABULARY))] == [
+        attribute.name == "age" for attribute in VOCABULARY
+    ]
+
+
+def test_no_two_values_share_a_token() -> None:
+    tokens = AttributeTokens()
+    every = [
+        tokens.encode({attribute.name: value})[0, column]
+        for column, attribute in enumerate(VOCABULARY)
+        for value in attribute.values
+    ]
+    assert len(torch.unique(torch.stack(every), dim=0)) == sum(len(attribute.values) for attribute in VOCABULARY)
+
+
+def test_the_schedule_of_the_sampler_is_a_subset_of_the_training_schedule() -> None:
+    alphas = build_schedule().alphas_cumprod.numpy()
+    every = np.sqrt((1 - alphas) / alphas)
+    for sigma in schedule_sigmas(45)[:-1]:
+        assert np.abs(every - sigma).min() < 1e-3 * sigma
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"vae\.safetensors is missing; reinstall the pack"):
+        DemoModel(tmp_path)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    state = load_file(ASSETS / "vae.safetensors")
+    state.pop(next(iter(state)))
+    save_file(state, tmp_path / "vae.safetensors")
+    with pytest.raises(WeightsError, match=r"vae\.safetensors holds another architecture than the demo model's"):
+        load_vae(tmp_path / "vae.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x10\0\0\0\0\0\0\0{}"])
+def test_a_damaged_weights_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vae.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"vae\.safetensors is damaged and cannot be read"):
+        load_vae(tmp_path / "vae.safetensors")
+
+
+def test_all_shipped_files_together_stay_under_96_mb() -> None:
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 96e6

@@ -1,0 +1,172 @@
+"""The guidance's gradient, with the real encoder and the real decoder."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from faceanon_core.encoder import DemoEncoder
+from faceanon_core.errors import AnonymizationError, InputError
+from faceanon_core.guidance import AttributeGuidance, GuidanceSettings, feature_distance
+from faceanon_core.target import gallery_index, gallery_target
+
+SETTINGS = GuidanceSettings()
+
+
+@pytest.fixture(scope="module")
+def target() -> Tensor:
+    return gallery_target(min(gallery_index())).image
+
+
+@pytest.fixture(scope="module")
+def latent(anonymizer, crop) -> Tensor:
+    return anonymizer.model.encode(crop.tensor)
+
+
+def guidance(anonymizer, settings: GuidanceSettings, target: Tensor, source: Tensor | None = None) -> AttributeGuidance:
+    return AttributeGuidance(anonymizer.encoder, anonymizer.model.decode, settings, target, source)
+
+
+def test_the_distance_is_the_sum_over_tokens_of_the_mean_square_over_channels() -> None:
+    features, wanted = torch.zeros(2, 3, 4), torch.zeros(1, 3, 4)
+    features[0, 0] = 2.0  # class token: mean square 4
+    features[1, 1:, 0] = 2.0  # two patches: mean square 1 each
+    assert feature_distance(features, wanted).tolist() == [4, 2]
+    assert feature_distance(features, wanted, "class").tolist() == [4, 0]
+    assert feature_distance(features, wanted, "patches").tolist() == [0, 2]
+
+
+def test_the_default_loss_counts_every_token_once(anonymizer, crop, target) -> None:
+    total, parts = guidance(anonymizer, SETTINGS, target).losses(crop.tensor)
+    features, wanted = anonymizer.encoder.features(crop.tensor), anonymizer.encoder.features(target)
+    by_hand = sum(float((features[0, k] - wanted[0, k]).square().mean()) for k in range(65))
+    assert float(total) == float(parts["toward"]) == pytest.approx(by_hand, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        replace(SETTINGS, tokens="class", strength=0.25, toward=0.5, away=0.7),
+    ],
+)
+def test_the_gradient_agrees_with_finite_differences(anonymizer, crop, target, settings: GuidanceSettings) -> None:
+    encoder, vae = copy.deepcopy(anonymizer.encoder).double(), copy.deepcopy(anonymizer.model.vae).double()
+
+    def decode(latent: Tensor) -> Tensor:
+        return (vae.decode(latent).sample + 1) / 2
+
+    small = torch.nn.functional.interpolate(crop.tensor.double(), (32, 32), mode="area")
+    latent = vae.encode(small * 2 - 1).latents
+    guide = AttributeGuidance(encoder, decode, settings, target.double(), crop.tensor.double())
+    gradient, _ = guide.gradient(latent)
+    torch.manual_seed(0)
+    direction, step = torch.randn_like(latent), 1e-7
+    with torch.no_grad():
+        ends = [guide.losses(decode(latent + sign * step * direction))[0] for sign in (1, -1)]
+    slope = float((ends[0] - ends[1]).sum()) / (2 * step) * settings.strength * encoder.unit_strength
+    assert slope != 0
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
+
+
+def test_following_the_gradient_comes_closer_to_the_target(anonymizer, latent, target) -> None:
+    guide = guidance(anonymizer, SETTINGS, target)
+    gradient, before = guide.gradient(latent)
+    step = 0.02 * latent.norm() / gradient.norm()
+    _, after = guide.gradient(latent - step * gradient)
+    assert after["toward"] < 0.95 * before["toward"]
+
+
+def test_pushing_away_moves_off_the_source(anonymizer, crop, latent, target) -> None:
+    guide = guidance(anonymizer, replace(SETTINGS, toward=0.0, away=1.0), target, crop.tensor)
+    gradient, before = guide.gradient(latent)
+    _, after = guide.gradient(latent - 0.02 * latent.norm() / gradient.norm() * gradient)
+    assert after["away"] > before["away"]
+
+
+def test_the_gradient_is_proportional_to_the_strength(anonymizer, latent, target) -> None:
+    once, _ = guidance(anonymizer, SETTINGS, target).gradient(latent)
+    twice, _ = guidance(anonymizer, replace(SETTINGS, strength=2.0), target).gradient(latent)
+    assert torch.allclose(twice, 2 * once, rtol=1e-4, atol=1e-6)
+
+
+def test_at_the_target_itself_there_is_no_pull(anonymizer, latent) -> None:
+    with torch.no_grad():
+        shown = anonymizer.model.decode(latent)
+    gradient, losses = guidance(anonymizer, SETTINGS, shown).gradient(latent)
+    assert losses["toward"] == pytest.approx(0, abs=1e-6)
+    assert gradient.abs().max() < 1e-2
+
+
+def test_pictures_of_a_batch_are_guided_apart(anonymizer, latent, target) -> None:
+    guide = guidance(anonymizer, SETTINGS, target)
+    both, _ = guide.gradient(torch.cat([latent, -latent]))
+    assert torch.allclose(both[:1], guide.gradient(latent)[0], rtol=1e-2, atol=1e-3 * float(both[:1].abs().max()))
+
+
+def test_features_of_target_and_source_are_computed_once(anonymizer, crop, latent, target) -> None:
+    class Counting(DemoEncoder):
+        calls = 0
+
+        def features(self, image: Tensor, *options: bool) -> Tensor:
+            self.calls += 1
+            return super().features(image, *options)
+
+    encoder = Counting()
+    encoder.load_state_dict(anonymizer.encoder.state_dict())
+    guide = AttributeGuidance(encoder, anonymizer.model.decode, replace(SETTINGS, away=0.5), target, crop.tensor)
+    assert encoder.calls == 2
+    guide.gradient(latent)
+    guide.gradient(latent)
+    assert encoder.calls == 4
+
+
+def test_the_model_and_the_latent_keep_no_gradient(anonymizer, latent, target) -> None:
+    gradient, _ = guidance(anonymizer, SETTINGS, target).gradient(latent)
+    assert not gradient.requires_grad
+    assert not latent.requires_grad
+    assert all(parameter.grad is None for parameter in anonymizer.encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "active"),
+    [
+        (SETTINGS, [True, True, True]),
+        (replace(SETTINGS, strength=0.0), [False, False, False]),
+        (replace(SETTINGS, start=0.5), [False, True, True]),
+        (replace(SETTINGS, end=0.5), [True, False, False]),
+        (replace(SETTINGS, start=0.5, end=0.5), [False, False, False]),
+    ],
+)
+def test_guidance_acts_from_its_start_to_before_its_end(anonymizer, target, settings, active: list[bool]) -> None:
+    assert [guidance(anonymizer, settings, target).active(progress) for progress in (0.0, 0.5, 0.99)] == active
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strength": -1.0}, r"guidance strength must be a number of at least 0, got -1\.0"),
+        ({"strength": float("nan")}, "guidance strength must be a number of at least 0, got nan"),
+        ({"toward": float("inf")}, "guidance toward must be a number of at least 0, got inf"),
+        ({"away": -0.1}, "guidance away"),
+        ({"start": 0.6, "end": 0.5}, r"must run from start to end within 0\.\.1, got 0\.6\.\.0\.5"),
+        ({"end": 1.5}, r"must run from start to end within 0\.\.1, got 0\.0\.\.1\.5"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GuidanceSettings(**change)
+
+
+def test_pushing_away_needs_the_source(anonymizer, target) -> None:
+    with pytest.raises(InputError, match="pushing away from the source needs the source image"):
+        guidance(anonymizer, replace(SETTINGS, away=1.0), target)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(anonymizer, latent, target) -> None:
+    with pytest.raises(AnonymizationError, match="the guidance gradient is not finite"):
+        guidance(anonymizer, SETTINGS, target).gradient(latent * torch.nan)
