@@ -234,12 +234,9 @@ class Server:
         for name in ("input", "output", "temp", "user", "custom_nodes"):
             (folder / name).mkdir()
         (folder / "custom_nodes" / "face-anon").symlink_to(ROOT)
-        (folder / "paths.yaml").write_text(f"pack:\n    custom_nodes: {folder / 'custom_nodes'}\n")
         command = [
             PYTHON, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch",
-            "--extra-model-paths-config", str(folder / "paths.yaml"),
-            "--input-directory", str(folder / "input"), "--output-directory", str(folder / "output"),
-            "--temp-directory", str(folder / "temp"), "--user-directory", str(folder / "user"),
+            "--base-directory", str(folder),
             "--database-url", "sqlite:///:memory:",
         ]  # fmt: skip
         with self.log.open("w") as log:
