@@ -207,7 +207,7 @@ class Anonymizer:
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
-        guidance = AttributeGuidance(self.encoder, model.decode, settings.guidance, target.image, source)
+        guidance = AttributeGuidance(self.encoder, model.decode_rough, settings.guidance, target.image, source)
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()
@@ -253,7 +253,7 @@ def check_changed(source: Tensor, result: Tensor, core: Tensor) -> None:
     if not bool(torch.isfinite(result).all()):
         raise AnonymizationError("the model returned pixels that are not numbers")
     change = float(((result - source).abs() * core).sum() / (3 * core.sum()))
-    if change < MIN_CHANGE:
+    if not change >= MIN_CHANGE:  # an empty core gives NaN, which must not pass
         raise AnonymizationError(f"the face came out nearly unchanged (mean change {change * 255:.2f} of 255)")
 
 
