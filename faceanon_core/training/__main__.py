@@ -16,7 +16,7 @@ import torch
 
 from ..diffusion import DemoModel, load_vae
 from ..encoder import load_demo_encoder
-from ..pipeline import Anonymizer, Settings
+from ..pipeline import Settings
 from ..weights import ASSETS
 from .data import FaceSet
 from .encoder import EncoderSettings, train_encoder
@@ -80,8 +80,7 @@ def _install(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    faces, recogniser = FaceSet(options.faces, "test"), Recogniser(options.recogniser)
-    figures = evaluate(Anonymizer(), faces, recogniser, Settings(), options.work / "evaluation", options.count)
+    figures = evaluate(options.faces, Recogniser(options.recogniser), Settings(), options.work / "evaluation", options.count)
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from ..crop import FaceCrop
 from ..geometry import UprightFrame, eye_centers, inter_ocular
@@ -27,8 +31,6 @@ from .data import FaceSet
 from .encoder import attribute_accuracy
 from .labels import label_faces
 from .vae import reconstruction_psnr
-
-log = logging.getLogger(__name__)
 
 # ArcFace's five points in a 112 px crop: right eye, left eye, nose tip, mouth corners (subject's right first)
 _ARCFACE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
@@ -63,22 +65,25 @@ class Measured:
     landmarks: NDArray[np.float32] | None
     target: Target
     guided_distance: float
-    unguided_distance: float | None
+    unguided_distance: float
     seconds: float
 
 
-def evaluate(
-    anonymizer: Anonymizer, faces: FaceSet, recogniser: Recogniser, settings: Settings, out: Path,
-    count: int | None = None, compare_unguided: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """Anonymize test faces with `settings` and measure; writes `out/figures.json` and `out/contact_sheet.jpg`."""
+def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, count: int | None = None) -> dict[str, Any]:
+    """Anonymize the test faces in `root` with `settings` and measure, one process per core.
+
+    Writes `out/figures.json` and `out/contact_sheet.jpg`.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    faces, anonymizer = FaceSet(root, "test"), Anonymizer()
     indices = list(range(len(faces)))[: count or len(faces)]
-    results = []
-    for position, i in enumerate(indices):
-        results.append(_measure(anonymizer, faces, i, settings, compare_unguided))
-        if position % 10 == 9:
-            log.info("measured %d of %d, %.1f s each", position + 1, len(indices), results[-1].seconds)
+    workers = min(os.cpu_count() or 1, len(indices))
+    shares = [indices[start::workers] for start in range(workers)]
+    measured: dict[int, Measured] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for part in pool.map(partial(_measure_share, root, settings), shares):
+            measured |= part
+    results = [measured[i] for i in indices]
     figures = _figures(faces, recogniser, indices, results)
     figures["vae_psnr_db"] = round(reconstruction_psnr(anonymizer.model.vae, faces, len(indices)), 2)
     accuracy = attribute_accuracy(anonymizer.encoder, faces, label_faces(faces))
@@ -86,6 +91,13 @@ def evaluate(
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     Image.fromarray(_sheet(anonymizer, faces, indices, results, settings)).save(out / "contact_sheet.jpg", quality=90)
     return figures
+
+
+def _measure_share(root: Path, settings: Settings, indices: list[int]) -> dict[int, Measured]:
+    """One worker's part of the test faces, on a single thread."""
+    torch.set_num_threads(1)
+    anonymizer, faces = Anonymizer(), FaceSet(root, "test")
+    return {i: _measure(anonymizer, faces, i, settings) for i in tqdm(indices, unit="face", mininterval=20)}
 
 
 def as_crop(faces: FaceSet, i: int) -> FaceCrop:
@@ -104,7 +116,7 @@ def _run(
     return mixed, (mixed[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings, compare: bool) -> Measured:
+def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings) -> Measured:
     crop = as_crop(faces, i)
     seed = settings.seed + i
     target = anonymizer.find_target(settings, crop.tensor, seed)
@@ -119,10 +131,8 @@ def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings,
             reached, wanted = (anonymizer.encoder.features(x) for x in (image, target.image))
             return float(feature_distance(reached, wanted, settings.guidance.tokens))
 
-    plain = None
-    if compare:
-        off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
-        plain = distance(_run(anonymizer, crop, off, target, seed)[0])
+    off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
+    plain = distance(_run(anonymizer, crop, off, target, seed)[0])
     return Measured(pixels, landmarks, target, distance(mixed), plain, seconds)
 
 
@@ -141,7 +151,7 @@ def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results
         rank1.append(int(scores.argmax()) == i)
         source = faces.landmarks[i]
         shift.append(float(np.linalg.norm(result.landmarks - source, axis=1).mean()) / inter_ocular(source))
-    compared = [(r.guided_distance, r.unguided_distance) for r in results if r.unguided_distance is not None]
+    compared = [(r.guided_distance, r.unguided_distance) for r in results]
     return {
         "faces": len(indices),
         "threshold_at_far_1_percent": {group: round(value, 3) for group, value in thresholds.items()},
@@ -151,8 +161,8 @@ def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results
         "detected_rate": round(len(found) / len(indices), 4),
         "landmark_distance": round(float(np.mean(shift)), 4),
         "landmark_distance_median": round(float(np.median(shift)), 4),
-        "guidance_lowers_distance_rate": _share([guided < plain for guided, plain in compared]) if compared else None,
-        "guided_over_unguided_distance": round(float(np.mean([g / p for g, p in compared])), 3) if compared else None,
+        "guidance_lowers_distance_rate": _share([guided < plain for guided, plain in compared]),
+        "guided_over_unguided_distance": round(float(np.mean([g / p for g, p in compared])), 3),
         "seconds_per_face": round(float(np.median([r.seconds for r in results])), 2),
     }
 

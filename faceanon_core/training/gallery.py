@@ -42,30 +42,40 @@ WISHES: dict[str, Attributes] = {
 }
 
 
-def synthesize(model: DemoModel, attributes: Attributes, landmarks: FloatArray, seed: int, scale: float = 2.0) -> Tensor:
-    """A whole picture from attributes, a sketch of `landmarks` (478, 2) and noise; nothing of any photograph goes in.
+def synthesize(
+    model: DemoModel, attributes: Attributes, poses: list[FloatArray], seeds: list[int], scale: float = 2.0
+) -> Tensor:
+    """Whole pictures from attributes, a sketch of each pose and noise; nothing of any photograph goes in.
 
     Args:
+        poses: landmarks (478, 2) in crop pixels, one per picture.
         scale: classifier-free guidance towards the attributes; 1 = none.
-    Returns: (1, 3, 256, 256) float 0..1.
+    Returns: (B, 3, 256, 256) float 0..1.
     """
-    hidden = model.encode(face_sketch(landmarks, model.size_px))
-    hole = torch.ones_like(hidden[:, :1])
-    asked = InpaintCond(model.tokens.encode(attributes), hole, hidden)
-    nothing = InpaintCond(model.tokens.encode({}), hole, hidden)
+    count = len(poses)
+    hidden = model.encode(torch.cat([face_sketch(pose, model.size_px) for pose in poses]))
+    context = torch.cat(
+        [model.tokens.encode({}).expand(count, -1, -1), model.tokens.encode(attributes).expand(count, -1, -1)]
+    )
+    both = InpaintCond(context, torch.ones_like(hidden[:, :1]).repeat(2, 1, 1, 1), hidden.repeat(2, 1, 1, 1))
 
     def denoise(x: Tensor, sigma: Tensor, _: object) -> Tensor:
-        plain = model.denoise(x, sigma, nothing)
-        return plain + scale * (model.denoise(x, sigma, asked) - plain)
+        plain, asked = model.denoise(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+        return plain + scale * (asked - plain)
 
-    noise, sigmas = seeded_noise(seed), model.sigmas(40)
+    samplers = [seeded_noise(seed) for seed in seeds]
+
+    def noise(x: Tensor) -> Tensor:
+        return torch.cat([draw(x[:1]) for draw in samplers])
+
+    sigmas = model.sigmas(30)
     latent = sample_guided(denoise, noise(hidden) * sigmas[0], sigmas, None, noise)
     with torch.no_grad():
         return model.decode(latent).clamp(0, 1)
 
 
 def make_gallery(
-    model: DemoModel, encoder: DemoEncoder, faces: FaceSet, labels: list[Attributes], folder: Path, tries: int = 6
+    model: DemoModel, encoder: DemoEncoder, faces: FaceSet, labels: list[Attributes], folder: Path, tries: int = 4
 ) -> None:
     """Write one face per wish, the best of `tries` by the encoder's and the detector's judgement."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,11 +84,10 @@ def make_gallery(
         for number, (name, wish) in enumerate(WISHES.items()):
             poses = _frontal(faces, labels, wish)
             asked = {**wish, "expression": "neutral", "glasses": "none"}
+            seeds = [1000 * number + attempt for attempt in range(tries)]
+            images = synthesize(model, asked, [faces.landmarks[poses[seed % len(poses)]] for seed in seeds], seeds)
             candidates = []
-            for attempt in range(tries):
-                seed = 1000 * number + attempt
-                pose = poses[seed % len(poses)]
-                image = synthesize(model, asked, faces.landmarks[pose], seed)
+            for attempt, image in enumerate(images.split(1)):
                 pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
                 found = detector.detect(pixels)
                 if len(found) == 1:
