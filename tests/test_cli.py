@@ -1,0 +1,305 @@
+"""The command line as a user meets it: files, exit codes, messages. All but one run are in this process."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from skimage import data
+
+from faceanon_core import cli
+from faceanon_core.attributes import VOCABULARY
+from faceanon_core.target import gallery_index
+
+ROOT = Path(__file__).resolve().parent.parent
+MAKE = 0x010F
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(anonymizer, monkeypatch) -> None:
+    """Every run uses the one model loaded for all tests; the subprocess test loads its own."""
+    monkeypatch.setattr(cli, "_open_anonymizer", lambda options: anonymizer)
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def anonymize(source: Path, output: Path, *words: object) -> int:
+    return run("anonymize", source, "-o", output, "--steps", 1, *words)
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+@pytest.fixture
+def photo(portrait, tmp_path: Path) -> Path:
+    """A JPEG with camera and place in its EXIF."""
+    exif = Image.Exif()
+    exif[MAKE] = "Camera"
+    exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (52.0, 31.0, 0.0)}
+    Image.fromarray(portrait).save(tmp_path / "photo.jpg", quality=95, exif=exif, comment=b"a secret")
+    return tmp_path / "photo.jpg"
+
+
+def test_a_photograph_is_written_with_another_face_and_without_metadata(photo, tmp_path: Path, capsys) -> None:
+    before = photo.read_bytes()
+    assert anonymize(photo, tmp_path / "out.jpg") == 0
+    assert photo.read_bytes() == before
+    assert f"wrote {tmp_path / 'out.jpg'}" in capsys.readouterr().out
+    assert np.abs(pixels(tmp_path / "out.jpg").astype(int) - pixels(photo))[60:160, 70:150].mean() > 5
+    with Image.open(tmp_path / "out.jpg") as written:
+        assert not written.getexif()
+        assert "comment" not in written.info
+
+
+def test_metadata_is_kept_on_request_into_a_folder_under_the_sources_name(photo, tmp_path: Path) -> None:
+    assert anonymize(photo, tmp_path / "folder", "--keep-metadata") == 0
+    with Image.open(tmp_path / "folder" / "photo.jpg") as written:
+        assert written.getexif()[MAKE] == "Camera"
+        assert written.getexif().get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
+        assert "comment" not in written.info
+
+
+def test_a_real_process_gives_the_same_picture_as_the_library(portrait_file, tmp_path: Path, anonymizer) -> None:
+    from faceanon_core.pipeline import Settings
+
+    command = [sys.executable, "-m", "faceanon_core.cli", "anonymize", portrait_file, "-o", tmp_path / "out.png"]
+    options = ["--steps", "1", "--seed", "4"]
+    done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = anonymizer.anonymize(pixels(portrait_file), Settings(steps=1, seed=4)).pixels
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected)
+
+
+def test_the_demo_shows_before_and_after_side_by_side(tmp_path: Path, astronaut) -> None:
+    assert run("demo", "-o", tmp_path / "demo.png", "--steps", 1) == 0
+    sheet = pixels(tmp_path / "demo.png")
+    assert sheet.shape == (512, 1024, 3)
+    assert np.array_equal(sheet[:, :512], astronaut)
+    assert not np.array_equal(sheet[:, 512:], astronaut)
+
+
+def test_the_targets_and_every_attribute_are_listed(capsys) -> None:
+    assert run("targets") == 0
+    listed = capsys.readouterr().out
+    for name in gallery_index():
+        assert name in listed
+    for attribute in VOCABULARY:
+        assert f"{attribute.name:12} {', '.join(attribute.values)}" in listed
+
+
+def test_a_preset_sets_what_the_user_does_not(capsys) -> None:
+    parse = cli._parser().parse_args
+    common = ["anonymize", "a.png", "-o", "b.png"]
+    reference = cli._settings(parse([*common, "--preset", "reference", "--keep", "eyes", "--seed", "3"]))
+    assert (reference.steps, reference.describe, reference.seed) == (45, False, 3)
+    assert reference.regions.keep == ("eyes",)
+    overridden = cli._settings(parse([*common, "--preset", "reference", "--steps", "7", "--strength", "0"]))
+    assert (overridden.steps, overridden.guidance.strength, overridden.guidance.normalise) == (7, 0, False)
+    default = cli._settings(parse([*common, "--target", "x", "--attributes", "age=60s", "--faces", "2"]))
+    assert (default.steps, default.guidance.strength, default.target) == (20, 1, "x")
+    assert (default.attributes, default.faces, default.on_failure) == ({"age": "senior"}, "2", "error")
+
+
+# nothing is ever overwritten, and nothing is written on failure
+
+
+@pytest.mark.parametrize("output", ["photo.jpg", "."])
+def test_the_source_is_never_overwritten(photo, tmp_path: Path, capsys, output: str) -> None:
+    before = photo.read_bytes()
+    assert anonymize(photo, tmp_path / output) == 2
+    assert "exists already; choose another name" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+    assert files_below(tmp_path) == {"photo.jpg"}
+
+
+BAD_SOURCES = {
+    "missing": (lambda path, whole: None, 2, "does not exist"),
+    "empty": (lambda path, whole: path.write_bytes(b""), 2, "is empty (0 bytes)"),
+    "truncated": (lambda path, whole: path.write_bytes(whole[:2500]), 2, "is damaged or truncated"),
+    "text": (lambda path, whole: path.write_text("hello"), 2, "is not an image this program can read"),
+    "1x1": (lambda path, whole: Image.new("RGB", (1, 1)).save(path), 2, "the shorter side must be at least 64 pixels"),
+    "no face": (lambda path, whole: Image.fromarray(data.coffee()).save(path), 1, "no face was found"),
+    "cut face": (
+        lambda path, whole: Image.fromarray(data.astronaut()[:, 210:]).save(path),
+        1,
+        "cut by the picture's border",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SOURCES)
+def test_a_bad_source_is_one_sentence_an_exit_code_and_no_output(photo, tmp_path: Path, capsys, kind: str) -> None:
+    make, code, message = BAD_SOURCES[kind]
+    source, output = tmp_path / "in" / "source.jpg", tmp_path / "new" / "out.jpg"
+    source.parent.mkdir()
+    make(source, photo.read_bytes())
+    assert anonymize(source, output) == code
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("faceanon: ")
+    assert message in said
+    assert not output.parent.exists()
+
+
+def test_a_hundred_megapixels_are_refused_by_the_stated_limit(tmp_path: Path, capsys) -> None:
+    Image.new("1", (10000, 10001)).save(tmp_path / "huge.png")
+    assert anonymize(tmp_path / "huge.png", tmp_path / "out.png") == 2
+    assert "100 megapixels and the limit is 80" in capsys.readouterr().err
+
+
+BAD_OPTIONS = [
+    (["--regions", "knee"], "no region named 'knee'"),
+    (["--keep", "eyes,knee"], "no region named 'knee'"),
+    (["--keep", "hair"], "the active face parser cannot find hair"),
+    (["--regions", "eyes", "--keep", "eyes"], "the mask excludes everything"),
+    (["--keep", "face"], "the mask excludes everything"),
+    (["--target", "nobody"], "no target named 'nobody'"),
+    (["--target", "missing.png"], "missing.png does not exist"),
+    (["--attributes", "agee=20s"], "did you mean age?"),
+    (["--attributes", "female"], "cannot read the attribute 'female'"),
+    (["--steps", "0"], "steps must be 1 to 1000"),
+    (["--strength", "-1"], "guidance strength must be a number of at least 0"),
+    (["--strength", "nan"], "guidance strength must be a number of at least 0"),
+    (["--faces", "none"], "faces must be all, largest or a number"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), BAD_OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_bad_option_is_one_sentence_exit_code_2_and_no_output(photo, tmp_path: Path, capsys, words, message) -> None:
+    assert anonymize(photo, tmp_path / "out.jpg", *words) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("faceanon: ")
+    assert message in said
+    assert files_below(tmp_path) == {"photo.jpg"}
+
+
+def test_a_target_picture_without_a_face_fails_and_writes_nothing(photo, tmp_path: Path, capsys) -> None:
+    Image.fromarray(data.coffee()).save(tmp_path / "cup.png")
+    assert anonymize(photo, tmp_path / "out.jpg", "--target", tmp_path / "cup.png") in (1, 2)
+    assert "the target picture cup.png shows no face" in capsys.readouterr().err
+    assert not (tmp_path / "out.jpg").exists()
+
+
+@pytest.mark.parametrize("words", [["--on-failure", "hide"], ["--preset", "best"], ["--steps", "many"]])
+def test_arguments_that_cannot_be_read_exit_with_2(photo, tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        anonymize(photo, tmp_path / "out.jpg", *words)
+    assert stopped.value.code == 2
+
+
+def test_an_output_below_a_regular_file_is_refused(photo, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert anonymize(photo, tmp_path / "file" / "out.jpg") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert files_below(tmp_path) == {"photo.jpg", "file"}
+
+
+@pytest.mark.parametrize(("policy", "code"), [("redact", 1), ("keep", 1)])
+def test_a_picture_with_an_unprocessed_face_is_written_by_policy_and_exits_1(
+    cut_portrait, tmp_path: Path, capsys, policy: str, code: int
+) -> None:
+    Image.fromarray(cut_portrait).save(tmp_path / "cut.png")
+    assert anonymize(tmp_path / "cut.png", tmp_path / "out.png", "--on-failure", policy) == code
+    assert "cut by the picture's border" in capsys.readouterr().err
+    assert np.array_equal(pixels(tmp_path / "out.png"), cut_portrait) == (policy == "keep")
+
+
+# folders
+
+
+@pytest.fixture
+def album(photo, portrait_file, tmp_path: Path) -> Path:
+    """Two good pictures, one of them nested; a broken one, one without a face, and a file that is no picture."""
+    folder = tmp_path / "album"
+    (folder / "trip").mkdir(parents=True)
+    shutil.copy(photo, folder / "b.jpg")
+    shutil.copy(portrait_file, folder / "trip" / "c.png")
+    (folder / "a-broken.jpg").write_bytes(photo.read_bytes()[:2000])
+    Image.fromarray(data.coffee()).save(folder / "d-cup.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_a_folder_run_goes_on_past_bad_files_lists_them_and_resumes(album, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert anonymize(album, out) == 1
+    said = capsys.readouterr()
+    assert files_below(out) == {"b.jpg", "trip/c.png", cli.JOURNAL}
+    assert "failed: a-broken.jpg" in said.err
+    assert "failed: d-cup.png: no face was found" in said.err
+    assert "4 pictures, 2 problems" in said.out
+    written = {name: (out / name).stat().st_mtime_ns for name in ("b.jpg", "trip/c.png")}
+
+    (album / "b.jpg").write_text("would fail if it were read again")
+    shutil.copy(album / "trip" / "c.png", album / "a-mended.png")
+    (album / "a-broken.jpg").unlink()
+    (album / "d-cup.png").unlink()
+    assert anonymize(album, out) == 0
+    assert files_below(out) == {"a-mended.png", "b.jpg", "trip/c.png", cli.JOURNAL}
+    assert {name: (out / name).stat().st_mtime_ns for name in written} == written
+
+
+def test_a_run_cut_off_while_writing_its_journal_resumes(album, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    for name in ("a-broken.jpg", "d-cup.png", "trip/c.png"):
+        (album / name).unlink()
+    assert anonymize(album, out) == 0
+    with (out / cli.JOURNAL).open("a") as journal:
+        journal.write('{"name": "half a li')
+    assert anonymize(album, out) == 0
+    (out / "b.jpg").unlink()
+    assert anonymize(album, out) == 0  # a result that was deleted is made again
+    assert (out / "b.jpg").is_file()
+
+
+def test_other_settings_do_not_pass_for_finished_work(album, tmp_path: Path, capsys) -> None:
+    for name in ("a-broken.jpg", "d-cup.png", "trip/c.png"):
+        (album / name).unlink()
+    assert anonymize(album, tmp_path / "out") == 0
+    before = (tmp_path / "out" / "b.jpg").read_bytes()
+    assert anonymize(album, tmp_path / "out", "--seed", 9) == 1
+    assert "failed: b.jpg" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize("output", [".", ".."])
+def test_results_are_never_put_among_the_sources(album, capsys, output: str) -> None:
+    before = files_below(album)
+    assert anonymize(album, album / output) == 2
+    assert "would lie among the sources; choose another folder" in capsys.readouterr().err
+    assert files_below(album) == before
+
+
+def test_results_in_a_folder_below_the_sources_are_not_taken_for_sources(album, capsys) -> None:
+    for name in ("a-broken.jpg", "d-cup.png", "trip/c.png"):
+        (album / name).unlink()
+    assert anonymize(album, album / "out") == 0
+    assert anonymize(album, album / "out") == 0
+    assert "1 pictures, 0 problems" in capsys.readouterr().out
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert anonymize(tmp_path / "empty", tmp_path / "out") == 2
+    assert "holds no pictures" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_cannot_be_written_below_a_regular_file(album, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert anonymize(album, tmp_path / "file" / "out") == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -1,0 +1,336 @@
+"""The whole path on real pictures, with the shipped model at few steps; above all, that it fails closed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faceanon_core.crop import crop_face, seam_in_image
+from faceanon_core.errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError, UnknownNameError
+from faceanon_core.faces import Face, FaceDetector
+from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE
+from faceanon_core.guidance import GuidanceSettings
+from faceanon_core.parsing import LandmarkParser
+from faceanon_core.pipeline import (
+    Anonymizer,
+    Result,
+    Settings,
+    check_changed,
+    new_face_attributes,
+    redact_face,
+    reference_settings,
+)
+from faceanon_core.regions import RegionChoice, region_mask
+from faceanon_core.sketch import face_sketch, hide_face
+from faceanon_core.target import Target, gallery_index
+
+QUICK = Settings(steps=1)
+
+
+@pytest.fixture(scope="module")
+def default(anonymizer, astronaut) -> Result:
+    """The astronaut with the default settings at two steps, the first of them guided."""
+    return anonymizer.anonymize(astronaut, Settings(steps=2))
+
+
+def seam_weight(image: np.ndarray, face: Face, choice: RegionChoice) -> np.ndarray:
+    crop = crop_face(image, face, 256)
+    mask = region_mask(LandmarkParser().parse(crop.pixels, crop.landmarks), choice)
+    return seam_in_image(crop, mask.seam, image.shape[1], image.shape[0])
+
+
+def covered(image: np.ndarray, face: Face) -> np.ndarray:
+    """The pixels within the hull of a face's landmarks."""
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(face.landmarks.round().astype(np.int32)), 1)
+    return mask == 1
+
+
+class BrokenModel(Anonymizer):
+    """An anonymizer whose model returns what `answer` makes of the source crop."""
+
+    def __init__(self, whole: Anonymizer, answer) -> None:
+        super().__init__()
+        self.__dict__.update(model=whole.model, encoder=whole.encoder)
+        self.answer = answer
+
+    def regenerate(self, crop, mask, target, settings, seed, callback=None) -> torch.Tensor:
+        return self.answer(crop.tensor)
+
+
+class NoMesh(FaceDetector):
+    """A detector that proposes faces but can fit no mesh to those left of a border."""
+
+    def __init__(self, border: float) -> None:
+        super().__init__()
+        self.border = border
+
+    def _mesh(self, image, box):
+        return None if box.center[0] < self.border else super()._mesh(image, box)
+
+
+# what is changed, and what is not
+
+
+def test_the_face_changes_and_everything_outside_the_seam_is_bit_identical(default, astronaut, face) -> None:
+    weight = seam_weight(astronaut, face, RegionChoice())
+    changed = (default.pixels != astronaut).any(-1)
+    assert not changed[weight == 0].any()
+    assert changed[weight == 1].mean() > 0.95
+    assert np.abs(default.pixels.astype(int) - astronaut)[weight == 1].mean() > 8
+    assert default.pixels.dtype == np.uint8
+
+
+def test_the_report_names_face_target_and_losses(default, face) -> None:
+    (report,) = default.faces
+    assert report.status == "anonymized"
+    assert report.face.box == face.box
+    assert report.target in gallery_index()
+    assert [set(losses) for losses in report.losses] == [{"toward"}]  # the last step adds no noise and is not guided
+    assert default.warnings == []
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_face(anonymizer, astronaut, default) -> None:
+    assert np.array_equal(anonymizer.anonymize(astronaut, Settings(steps=2)).pixels, default.pixels)
+    assert not np.array_equal(anonymizer.anonymize(astronaut, Settings(steps=2, seed=1)).pixels, default.pixels)
+
+
+def test_strength_0_is_bit_identical_to_a_guidance_that_never_acts_and_strength_1_is_not(anonymizer, astronaut, default):
+    never = Settings(steps=2, guidance=GuidanceSettings(end=0.0))
+    off = anonymizer.anonymize(astronaut, Settings(steps=2, guidance=GuidanceSettings(strength=0.0)))
+    assert np.array_equal(off.pixels, anonymizer.anonymize(astronaut, never).pixels)
+    assert not np.array_equal(off.pixels, default.pixels)
+    assert off.faces[0].losses == []
+
+
+@pytest.mark.parametrize(
+    ("regions", "keep", "outlines"),
+    [("face", ("eyes",), (LEFT_EYE, RIGHT_EYE)), ("face", ("left_eye",), (LEFT_EYE,)), ("nose", (), (LEFT_EYE, RIGHT_EYE))],
+)
+def test_kept_and_unasked_regions_are_bit_identical(anonymizer, astronaut, face, regions, keep, outlines) -> None:
+    choice = RegionChoice((regions,), keep)
+    result = anonymizer.anonymize(astronaut, replace(QUICK, regions=choice)).pixels
+    assert not np.array_equal(result, astronaut)
+    for outline in outlines:
+        eye = np.zeros(astronaut.shape[:2], np.uint8)
+        cv2.fillPoly(eye, [face.landmarks[list(outline)].round().astype(np.int32)], 1)
+        eye = cv2.erode(eye, np.ones((3, 3))) == 1
+        assert eye.sum() > 20
+        assert np.array_equal(result[eye], astronaut[eye])
+
+
+def test_the_source_array_is_never_written_to(anonymizer, portrait) -> None:
+    before = portrait.copy()
+    result = anonymizer.anonymize(portrait, QUICK)
+    assert np.array_equal(portrait, before)
+    assert not np.shares_memory(result.pixels, portrait)
+
+
+def test_the_model_never_sees_the_face_that_is_replaced(crop) -> None:
+    core = region_mask(LandmarkParser().parse(crop.pixels, crop.landmarks), RegionChoice()).core
+    sketch = face_sketch(crop.landmarks, 256)
+    noise = torch.rand_like(crop.tensor)
+    other = crop.tensor * (1 - core) + noise * core
+    for filling in (0.5, sketch):
+        assert torch.equal(hide_face(crop.tensor, core, filling), hide_face(other, core, filling))
+    assert torch.equal(hide_face(crop.tensor, core) * (1 - core), crop.tensor * (1 - core))
+
+
+def test_several_faces_are_all_replaced(anonymizer, two_faces) -> None:
+    result = anonymizer.anonymize(two_faces, QUICK)
+    assert [report.status for report in result.faces] == ["anonymized", "anonymized"]
+    for report in result.faces:
+        inside = seam_weight(two_faces, report.face, RegionChoice()) == 1
+        assert (result.pixels != two_faces)[inside].any(-1).mean() > 0.9
+    if len(gallery_index()) > 1:
+        assert result.faces[0].target != result.faces[1].target
+
+
+@pytest.mark.parametrize("faces", ["largest", "1"])
+def test_a_face_that_was_not_asked_for_stays_bit_identical_with_a_warning(anonymizer, two_faces, faces: str) -> None:
+    result = anonymizer.anonymize(two_faces, replace(QUICK, faces=faces))
+    large, small = result.faces
+    assert (large.status, small.status) == ("anonymized", "kept")
+    inside = covered(two_faces, small.face)
+    assert np.array_equal(result.pixels[inside], two_faces[inside])
+    assert len(result.warnings) == 1
+    assert "face 2: kept, left as it is because" in result.warnings[0]
+
+
+def test_the_callback_sees_every_step_of_every_face(anonymizer, two_faces) -> None:
+    seen = []
+    anonymizer.anonymize(two_faces, Settings(steps=2), lambda face, faces, step: seen.append((face, faces, step.index)))
+    assert seen == [(0, 2, 0), (0, 2, 1), (1, 2, 0), (1, 2, 1)]
+
+
+# failing closed
+
+
+@pytest.mark.parametrize("policy", ["error", "redact"])
+def test_no_face_is_an_error(anonymizer, coffee, policy) -> None:
+    with pytest.raises(NoFaceError, match="no face was found, so nothing could be anonymized and nothing is written"):
+        anonymizer.anonymize(coffee, Settings(on_failure=policy))
+
+
+def test_a_picture_without_a_face_passes_only_under_keep_and_with_a_warning(anonymizer, coffee) -> None:
+    result = anonymizer.anonymize(coffee, Settings(on_failure="keep"))
+    assert np.array_equal(result.pixels, coffee)
+    assert result.warnings == ["no face was found, the picture is unchanged"]
+
+
+def test_a_face_that_cannot_be_processed_is_an_error_by_default(anonymizer, cut_portrait) -> None:
+    with pytest.raises(AnonymizationError, match=r"face 1 of 1 .* could not be anonymized: the face is cut by the") as error:
+        anonymizer.anonymize(cut_portrait, Settings())
+    assert "nothing is written. Use the failure policy redact" in str(error.value)
+
+
+def test_redact_covers_the_face_with_one_solid_colour(anonymizer, cut_portrait) -> None:
+    result = anonymizer.anonymize(cut_portrait, Settings(on_failure="redact"))
+    (report,) = result.faces
+    inside = covered(cut_portrait, report.face)
+    assert report.status == "redacted"
+    assert inside.sum() > 2000
+    assert len(np.unique(result.pixels[inside], axis=0)) == 1  # no pixel of the source survives
+    assert (result.pixels == cut_portrait).all(-1).mean() > 0.8
+    assert "face 1: redacted, the face is cut by the picture's border" in result.warnings[0]
+
+
+def test_keep_leaves_the_face_with_a_warning(anonymizer, cut_portrait) -> None:
+    result = anonymizer.anonymize(cut_portrait, Settings(on_failure="keep"))
+    assert np.array_equal(result.pixels, cut_portrait)
+    assert "face 1: kept, the face is cut by the picture's border" in result.warnings[0]
+
+
+@pytest.mark.parametrize("degrees", [0, 40])
+def test_a_redaction_reaches_beyond_the_whole_hull_at_any_angle(astronaut, face, degrees: int) -> None:
+    matrix = cv2.getRotationMatrix2D((225, 125), degrees, 1).astype(np.float32)
+    turned = cv2.warpAffine(astronaut, matrix, (512, 512))
+    there = replace(face, landmarks=(face.landmarks @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32))
+    result = redact_face(turned, there)
+    wide = cv2.dilate(covered(turned, there).astype(np.uint8), np.ones((11, 11))) == 1
+    assert (result[wide] == result[wide][0]).all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda source: source, "the face came out nearly unchanged"),
+        (lambda source: (source + 1 / 255).clamp(0, 1), "the face came out nearly unchanged"),
+        (lambda source: source * torch.nan, "the model returned pixels that are not numbers"),
+    ],
+)
+def test_a_model_that_leaves_the_face_as_it_is_gets_nothing_past(anonymizer, astronaut, face, answer, reason) -> None:
+    broken = BrokenModel(anonymizer, answer)
+    with pytest.raises(AnonymizationError, match=reason):
+        broken.anonymize(astronaut, QUICK)
+    redacted = broken.anonymize(astronaut, replace(QUICK, on_failure="redact"))
+    assert len(np.unique(redacted.pixels[covered(astronaut, face)], axis=0)) == 1
+    assert reason in redacted.warnings[0]
+
+
+def test_a_change_outside_the_mask_does_not_count(crop) -> None:
+    core = torch.zeros(1, 1, 256, 256)
+    core[..., :128] = 1
+    changed = crop.tensor.clone()
+    changed[..., 128:] = 0
+    with pytest.raises(AnonymizationError, match=r"nearly unchanged \(mean change 0\.00 of 255\)"):
+        check_changed(crop.tensor, changed, core)
+    check_changed(crop.tensor, changed, 1 - core)
+
+
+def test_a_face_no_mesh_fits_is_an_error_though_others_work(anonymizer, two_faces) -> None:
+    anonymizer = BrokenModel(anonymizer, lambda source: 1 - source)
+    anonymizer.detector = NoMesh(400)  # the large face at the left
+    with pytest.raises(AnonymizationError, match=r"face 2 of 2 .* no face mesh fits it; nothing is written"):
+        anonymizer.anonymize(two_faces, QUICK)
+
+
+def test_a_face_no_mesh_fits_is_covered_whole_under_redact(anonymizer, astronaut, face) -> None:
+    anonymizer = BrokenModel(anonymizer, lambda source: 1 - source)
+    anonymizer.detector = NoMesh(1000)
+    result = anonymizer.anonymize(astronaut, replace(QUICK, on_failure="redact"))
+    assert [report.status for report in result.faces] == ["redacted"]
+    assert len(np.unique(result.pixels[covered(astronaut, face)], axis=0)) == 1
+
+
+@pytest.mark.parametrize("policy", ["error", "redact", "keep"])
+def test_stopping_is_not_taken_for_a_failure(anonymizer, astronaut, policy) -> None:
+    def stop(*_: object) -> None:
+        raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        anonymizer.anonymize(astronaut, replace(QUICK, on_failure=policy), stop)
+
+
+@pytest.mark.parametrize("policy", ["error", "redact", "keep"])
+def test_a_mask_that_excludes_everything_is_refused_under_every_policy(anonymizer, astronaut, policy) -> None:
+    settings = replace(QUICK, regions=RegionChoice(("eyes",), ("eyes",)), on_failure=policy)
+    with pytest.raises(InputError, match="the mask excludes everything"):
+        anonymizer.anonymize(astronaut, settings)
+
+
+def test_a_target_picture_without_a_face_is_refused(anonymizer, astronaut, coffee, tmp_path: Path) -> None:
+    Image.fromarray(coffee).save(tmp_path / "cup.png")
+    with pytest.raises(FaceAnonError, match=r"the target picture cup\.png shows no face"):
+        anonymizer.anonymize(astronaut, replace(QUICK, target=str(tmp_path / "cup.png")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"regions": RegionChoice(("knee",))}, "no region named 'knee'"),
+        ({"regions": RegionChoice(keep=("knee",))}, "no region named 'knee'"),
+        ({"regions": RegionChoice(keep=("hair",))}, "the active face parser cannot find hair"),
+        ({"target": "nobody"}, "no target named 'nobody'"),
+    ],
+)
+def test_unknown_names_are_refused_before_any_work(change, message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        Anonymizer(Path("no/such/folder")).anonymize(np.zeros((100, 100, 3), np.uint8), replace(QUICK, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 to 1000, got 0"),
+        ({"steps": 1001}, "steps must be 1 to 1000, got 1001"),
+        ({"faces": "0"}, "faces must be all, largest or a number of at least 1, got '0'"),
+        ({"faces": "some"}, "got 'some'"),
+        ({"faces": "-1"}, "got '-1'"),
+        ({"on_failure": "ignore"}, "on-failure must be error, redact or keep, got 'ignore'"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(change, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Settings(**change)
+
+
+# what the new face is made from
+
+
+def test_the_new_face_has_the_targets_attributes_the_sources_expression_and_what_was_asked(crop) -> None:
+    target = Target("t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black"})
+    assert new_face_attributes(target, {"age": "senior"}, crop) == {"sex": "male", "age": "senior", "expression": "smile"}
+    assert new_face_attributes(target, {"hair": "red"}, crop)["hair"] == "red"
+
+
+def test_the_reference_follows_the_paper() -> None:
+    settings = reference_settings(60.0, seed=5)
+    assert (settings.steps, settings.eta, settings.start, settings.seed) == (45, 1.0, "source", 5)
+    assert settings.guidance.strength * 60.0 == pytest.approx(0.8)
+    assert (settings.guidance.toward, settings.guidance.away, settings.guidance.tokens) == (1.0, 0.0, "all")
+    assert not settings.guidance.normalise  # phi sees -1..1
+    assert not settings.describe  # the unconditional branch only
+    assert settings.same_seed
+
+
+def test_the_reference_gives_faces_of_one_picture_the_same_noise(anonymizer, two_faces) -> None:
+    quick = replace(reference_settings(anonymizer.encoder.unit_strength), steps=1)
+    result = anonymizer.anonymize(two_faces, quick)
+    assert [report.status for report in result.faces] == ["anonymized", "anonymized"]
