@@ -58,7 +58,7 @@ class DemoEncoder(nn.Module):
 
     image_px = 128
     width = 192
-    unit_strength = 60.0
+    unit_strength = 5.0
 
     def __init__(self) -> None:
         super().__init__()

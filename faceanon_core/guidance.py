@@ -24,7 +24,7 @@ class GuidanceSettings:
     toward: float = 1.0  # w_sim: pull towards the target's features
     away: float = 0.0  # w_dis: push away from the source's features
     start: float = 0.0  # share of the schedule, 0..1, at which guidance begins
-    end: float = 1.0  # ... and ends
+    end: float = 0.4  # ... and ends; a guided step costs several plain ones (1 in the paper)
     tokens: Tokens = "all"  # which of the encoder's tokens are compared
     normalise: bool = True  # scale the encoder's input its own way; the reference does not
 

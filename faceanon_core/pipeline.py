@@ -75,7 +75,7 @@ def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
     Args:
         unit_strength: the encoder's, divided out so that w_opt is 0.8 itself.
     """
-    guidance = GuidanceSettings(strength=0.8 / unit_strength, normalise=False)
+    guidance = GuidanceSettings(strength=0.8 / unit_strength, end=1.0, normalise=False)
     return Settings(guidance=guidance, steps=45, seed=seed, describe=False, same_seed=True)
 
 

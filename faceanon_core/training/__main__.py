@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
     parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate")
     parser.add_argument("--unet-steps", type=int, default=UnetSettings.steps)
-    parser.add_argument("--count", type=int, help="evaluate only the first COUNT test faces")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end the evaluation after this long")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,9 @@ def _install(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    figures = evaluate(options.faces, Recogniser(options.recogniser), Settings(), options.work / "evaluation", options.count)
+    figures = evaluate(
+        options.faces, Recogniser(options.recogniser), Settings(), options.work / "evaluation", options.minutes
+    )
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 

@@ -69,20 +69,24 @@ class Measured:
     seconds: float
 
 
-def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, count: int | None = None) -> dict[str, Any]:
+def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, minutes: float = 1e9) -> dict[str, Any]:
     """Anonymize the test faces in `root` with `settings` and measure, one process per core.
+
+    Args:
+        minutes: stop after this long and report on the faces measured so far.
 
     Writes `out/figures.json` and `out/contact_sheet.jpg`.
     """
     out.mkdir(parents=True, exist_ok=True)
     faces, anonymizer = FaceSet(root, "test"), Anonymizer()
-    indices = list(range(len(faces)))[: count or len(faces)]
+    indices = [int(i) for i in np.random.default_rng(0).permutation(len(faces))]
     workers = min(os.cpu_count() or 1, len(indices))
     shares = [indices[start::workers] for start in range(workers)]
     measured: dict[int, Measured] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for part in pool.map(partial(_measure_share, root, settings), shares):
+        for part in pool.map(partial(_measure_share, root, settings, time.time() + 60 * minutes), shares):
             measured |= part
+    indices = sorted(measured)
     results = [measured[i] for i in indices]
     figures = _figures(faces, recogniser, indices, results)
     figures["vae_psnr_db"] = round(reconstruction_psnr(anonymizer.model.vae, faces, len(indices)), 2)
@@ -93,11 +97,16 @@ def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, 
     return figures
 
 
-def _measure_share(root: Path, settings: Settings, indices: list[int]) -> dict[int, Measured]:
+def _measure_share(root: Path, settings: Settings, deadline: float, indices: list[int]) -> dict[int, Measured]:
     """One worker's part of the test faces, on a single thread."""
     torch.set_num_threads(1)
     anonymizer, faces = Anonymizer(), FaceSet(root, "test")
-    return {i: _measure(anonymizer, faces, i, settings) for i in tqdm(indices, unit="face", mininterval=20)}
+    measured = {}
+    for i in tqdm(indices, unit="face", mininterval=20):
+        if time.time() > deadline:
+            break
+        measured[i] = _measure(anonymizer, faces, i, settings)
+    return measured
 
 
 def as_crop(faces: FaceSet, i: int) -> FaceCrop:

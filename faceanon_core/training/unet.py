@@ -29,7 +29,7 @@ _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mout
 
 @dataclass(frozen=True)
 class UnetSettings:
-    steps: int = 900
+    steps: int = 900  # the shipped weights stopped at 600, see the model card
     batch: int = 16
     rate: float = 3e-4
     tokens_rate: float = 3e-3
