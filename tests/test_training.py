@@ -1,0 +1,226 @@
+"""Training at tiny size: a run that was cut off and resumed ends with the same weights as one that was not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from faceanon_core.attributes import BY_NAME
+from faceanon_core.diffusion import load_vae
+from faceanon_core.errors import FaceAnonError
+from faceanon_core.training.data import FaceSet, cosine_rate, endless_batches, load_checkpoint, save_checkpoint
+from faceanon_core.training.encoder import EncoderSettings, augment, train_encoder
+from faceanon_core.training.labels import caption_attributes, label_faces
+from faceanon_core.training.unet import UnetSettings, train_unet
+from faceanon_core.training.vae import VaeSettings, train_vae
+from faceanon_core.weights import ASSETS
+
+COUNT = 4
+
+
+@pytest.fixture(scope="module")
+def folder(crop, tmp_path_factory) -> Path:
+    """A set of four faces in the format of the training data: the astronaut in four lights, three to train on."""
+    root = tmp_path_factory.mktemp("faces")
+    names = [f"face_{i}" for i in range(COUNT)]
+    with tarfile.open(root / "faces256.tar", "w") as archive:
+        for light, name in zip((1.0, 0.8, 0.6, 0.9), names, strict=True):
+            stream = io.BytesIO()
+            Image.fromarray((crop.pixels * light).astype(np.uint8)).save(stream, "PNG")
+            entry = tarfile.TarInfo(f"faces/{name}.png")
+            entry.size = stream.tell()
+            stream.seek(0)
+            archive.addfile(entry, stream)
+    np.savez(root / "landmarks.npz", names=np.array(names), landmarks=np.stack([crop.landmarks] * COUNT))
+    with (root / "metadata.csv").open("w", newline="") as handle:
+        table = csv.writer(handle)
+        table.writerow(["name", "split", "source", "license", "sex", "ethnicity", "caption", "px_per_source_px"])
+        for name, split in zip(names, ("train", "train", "train", "test"), strict=True):
+            table.writerow([name, split, "here", "none", "female", "", "a senior woman with red hair", 1])
+    return root
+
+
+@pytest.fixture(scope="module")
+def faces(folder: Path) -> FaceSet:
+    return FaceSet(folder, "train")
+
+
+@contextmanager
+def cut_off_at(logger: str, beginning: str) -> Iterator[None]:
+    """Interrupt, as Ctrl-C would, when training reports a line that begins so."""
+
+    class Interrupt(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith(beginning):
+                raise KeyboardInterrupt
+
+    log, handler = logging.getLogger(logger), Interrupt()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def assert_resumes(train: Callable[[Path], object], result: str, logger: str, beginning: str, tmp_path: Path) -> None:
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt), cut_off_at(logger, beginning):
+        train(tmp_path / "cut")
+    assert not (tmp_path / "cut" / result).exists()
+    train(tmp_path / "cut")
+    whole, resumed = (load_file(tmp_path / name / result) for name in ("whole", "cut"))
+    assert whole.keys() == resumed.keys()
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+def test_the_vae_resumes_to_the_same_weights(faces, tmp_path: Path) -> None:
+    settings = VaeSettings(steps=101, batch=1, crop_px=32)
+    start = ASSETS / "vae.safetensors"
+    assert_resumes(
+        lambda work: train_vae(faces, start, work, settings),
+        "vae.safetensors", "faceanon_core.training.vae", "vae step 100/", tmp_path,
+    )  # fmt: skip
+
+
+def test_the_encoder_resumes_to_the_same_weights(faces, tmp_path: Path) -> None:
+    labels = label_faces(faces)
+    settings = EncoderSettings(steps=201, batch=1)
+    assert_resumes(
+        lambda work: train_encoder(faces, labels, work, settings),
+        "encoder.safetensors", "faceanon_core.training.encoder", "encoder step 200/", tmp_path,
+    )  # fmt: skip
+
+
+def test_the_unet_resumes_to_the_same_weights_after_its_time_was_up(faces, tmp_path: Path) -> None:
+    vae, start, labels = load_vae(ASSETS / "vae.safetensors"), ASSETS / "unet.safetensors", label_faces(faces)
+    settings = UnetSettings(steps=2, batch=1)
+    for name, runs in {"whole": [1e9], "cut": [0.0, 1e9]}.items():
+        (tmp_path / name).mkdir()
+        for minutes in runs:
+            train_unet(faces, labels, vae, start, tmp_path / name, settings, minutes)
+    for result in ("unet.safetensors", "tokens.safetensors"):
+        whole, resumed = (load_file(tmp_path / name / result) for name in ("whole", "cut"))
+        assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    began = load_file(start)
+    assert any(not torch.equal(began[name].float(), value.float()) for name, value in load_file(
+        tmp_path / "whole" / "unet.safetensors").items())  # fmt: skip
+    shutil.rmtree(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "cut")  # half a gigabyte each
+
+
+def test_a_split_holds_its_own_faces_in_the_tables_order(folder: Path, crop) -> None:
+    train, test = FaceSet(folder, "train"), FaceSet(folder, "test")
+    assert [record.name for record in train.records] == ["face_0", "face_1", "face_2"]
+    assert len(test) == 1
+    assert np.array_equal(train.image(0), crop.pixels)
+    assert np.array_equal(train.landmarks[2], crop.landmarks)
+    assert train.images([0, 1]).shape == (2, 3, 256, 256)
+
+
+@pytest.mark.parametrize("name", ["faces256.tar", "landmarks.npz", "metadata.csv"])
+def test_a_missing_data_file_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    with pytest.raises(FaceAnonError, match=f"{name} is missing; --faces must name the folder that holds it"):
+        FaceSet(tmp_path / "copy", "train")
+
+
+def test_an_empty_split_is_refused(folder: Path) -> None:
+    with pytest.raises(FaceAnonError, match="no rows of split 'nothing'"):
+        FaceSet(folder, "nothing")
+
+
+def test_batches_visit_every_face_once_a_pass_and_start_anywhere() -> None:
+    first = list(islice(endless_batches(10, 3, seed=1), 9))
+    assert all(len(set(sum(first[i : i + 3], []))) == 9 for i in (0, 3, 6))  # noqa: RUF017
+    assert list(islice(endless_batches(10, 3, seed=1, start_step=4), 5)) == first[4:]
+    assert first != list(islice(endless_batches(10, 3, seed=2), 9))
+
+
+def test_the_learning_rate_warms_up_and_ends_at_0() -> None:
+    rates = [cosine_rate(progress) for progress in (0, 0.015, 0.03, 0.5, 1.0)]
+    assert rates[0] == 0
+    assert rates[1] == pytest.approx(0.5)
+    assert rates[2] == 1
+    assert rates[3] > rates[4] == pytest.approx(0)
+
+
+def test_a_checkpoint_reads_back_and_none_is_none(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "new" / "run.ckpt") is None
+    save_checkpoint(tmp_path / "new" / "run.ckpt", {"step": 3, "model": {"w": torch.ones(2)}})
+    state = load_checkpoint(tmp_path / "new" / "run.ckpt")
+    assert state["step"] == 3
+    assert torch.equal(state["model"]["w"], torch.ones(2))
+
+
+def test_augmented_landmarks_stay_on_their_pixels() -> None:
+    """A bright dot moves with the point that marks it."""
+    image = torch.zeros(8, 3, 256, 256)
+    image[..., 100:112, 150:162] = 1
+    points = torch.tensor([[[156 / 256, 106 / 256]]]).repeat(8, 1, 1)
+    moved_image, moved = augment(image, points, torch.Generator().manual_seed(1))
+    for i in range(8):
+        light = (moved_image[i].mean(0) - moved_image[i].mean(0).median()).clamp_min(0).square()
+        rows, columns = torch.meshgrid(torch.arange(128) + 0.5, torch.arange(128) + 0.5, indexing="ij")
+        near = (rows / 128 - moved[i, 0, 1]).abs().maximum((columns / 128 - moved[i, 0, 0]).abs()) < 0.08
+        assert light[near].sum() > 0.5 * light.sum()
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("", {}),
+        ("a senior man with gray hair", {"sex": "male", "age": "senior", "hair": "gray"}),
+        ("middle-aged asian woman with glasses",
+         {"sex": "female", "age": "middle-aged", "ethnicity": "asian", "glasses": "glasses", "facial_hair": "none"}),
+        ("young child, bald, sunglasses", {"age": "child", "hair": "bald", "glasses": "sunglasses", "facial_hair": "none"}),
+        ("African male with a goatee", {"sex": "male", "ethnicity": "black", "facial_hair": "goatee"}),
+    ],
+)  # fmt: skip
+def test_captions_are_read_for_what_they_say_and_no_more(caption: str, expected: dict[str, str]) -> None:
+    assert caption_attributes(caption) == expected
+
+
+def test_labels_join_table_caption_and_what_is_measured(faces) -> None:
+    for known in label_faces(faces):
+        assert {key: known[key] for key in ("sex", "age", "hair", "facial_hair", "expression")} == {
+            "sex": "female", "age": "senior", "hair": "red", "facial_hair": "none", "expression": "smile",
+        }  # fmt: skip
+        assert known["skin"] in BY_NAME["skin"].values
+
+
+@pytest.mark.faces
+def test_no_face_of_the_real_data_is_in_both_splits(shared_faces: Path) -> None:
+    with (shared_faces / "metadata.csv").open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    splits = {split: {row["name"] for row in rows if row["split"] == split} for split in ("train", "test")}
+    assert len(splits["test"]) == 302
+    assert not splits["train"] & splits["test"]
+
+
+@pytest.mark.faces
+def test_the_real_test_set_loads_whole_with_landmarks_inside_its_crops(shared_faces: Path) -> None:
+    faces = FaceSet(shared_faces, "test")
+    assert len(faces) == 302
+    assert faces.landmarks.shape == (302, 478, 2)
+    assert ((faces.landmarks > -30) & (faces.landmarks < 286)).all()
+    for i in range(0, 302, 50):
+        assert faces.image(i).shape == (256, 256, 3)
