@@ -80,3 +80,13 @@ def test_no_workflow_depends_on_a_gallery_name(workflow: dict[str, Any]) -> None
     for node in ui_to_api(workflow, DEFINITIONS).values():
         if node["class_type"] == "FaceAnon_TargetFace":
             assert node["inputs"]["name"] == "automatic"
+
+
+def test_the_first_workflow_shows_the_defaults() -> None:
+    """The model card's figures were measured with them."""
+    workflow = json.loads(FILES[0].read_text(encoding="utf-8"))
+    for node in ui_to_api(workflow, DEFINITIONS).values():
+        for part in DEFINITIONS[node["class_type"]]["input"].values():
+            for name, (_, *options) in part.items():
+                if options and "default" in options[0]:
+                    assert node["inputs"][name] == options[0]["default"], f"{node['class_type']}.{name}"
