@@ -16,8 +16,12 @@ from ..diffusion import DemoModel, InpaintCond
 from ..encoder import DemoEncoder
 from ..faces import FaceDetector
 from ..geometry import FloatArray
+from ..image import load_picture
+from ..parsing import LandmarkParser
+from ..regions import RegionChoice, latent_mask, region_mask
 from ..sampling import sample_guided, seeded_noise
-from ..sketch import face_sketch
+from ..sketch import face_sketch, hide_face
+from ..skin import skin_tone, typology_angle
 from .data import FaceSet
 
 log = logging.getLogger(__name__)
@@ -42,25 +46,40 @@ WISHES: dict[str, Attributes] = {
 }
 
 
-def synthesize(
-    model: DemoModel, attributes: Attributes, poses: list[FloatArray], seeds: list[int], scale: float = 2.0
-) -> Tensor:
-    """Whole pictures from attributes, a sketch of each pose and noise; nothing of any photograph goes in.
+def synthesize(model: DemoModel, attributes: Attributes, poses: list[FloatArray], seeds: list[int]) -> Tensor:
+    """Whole pictures from attributes, a sketch of each pose and noise; no photograph goes in.
+
+    First the whole picture is made, then the face once more inside it: the model is best at a face with surroundings.
 
     Args:
         poses: landmarks (478, 2) in crop pixels, one per picture.
-        scale: classifier-free guidance towards the attributes; 1 = none.
     Returns: (B, 3, 256, 256) float 0..1.
     """
-    count = len(poses)
-    hidden = model.encode(torch.cat([face_sketch(pose, model.size_px) for pose in poses]))
-    context = torch.cat(
-        [model.tokens.encode({}).expand(count, -1, -1), model.tokens.encode(attributes).expand(count, -1, -1)]
-    )
-    both = InpaintCond(context, torch.ones_like(hidden[:, :1]).repeat(2, 1, 1, 1), hidden.repeat(2, 1, 1, 1))
+    size = model.size_px
+    grey, whole = torch.full((len(poses), 3, size, size), 0.5), torch.ones(len(poses), 1, size, size)
+    picture = inpaint(model, grey, whole, attributes, poses, seeds, scale=1.0)
+    parser, blank, choice = LandmarkParser(), np.zeros((size, size, 3), np.uint8), RegionChoice(grow_px=20.0)
+    face = torch.cat([region_mask(parser.parse(blank, pose), choice).core for pose in poses])
+    return inpaint(model, picture, face, attributes, poses, seeds, scale=2.0)
+
+
+def inpaint(
+    model: DemoModel, image: Tensor, core: Tensor, attributes: Attributes, poses: list[FloatArray], seeds: list[int],
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """Regenerate `core` (B, 1, H, W) of `image` (B, 3, H, W) with classifier-free guidance towards the attributes."""
+    hidden = hide_face(image, core, torch.cat([face_sketch(pose, model.size_px) for pose in poses]))
+    source, masked = model.encode(image), model.encode(hidden)
+    hole = latent_mask(core, source.shape[-1])
+    context = torch.cat([model.tokens.encode(said).expand(len(poses), -1, -1) for said in ({}, attributes)])
+
+    def twice(x: Tensor) -> Tensor:
+        return x.repeat(2, 1, 1, 1)
+
+    both = InpaintCond(context, twice(hole), twice(masked), twice(source))
 
     def denoise(x: Tensor, sigma: Tensor, _: object) -> Tensor:
-        plain, asked = model.denoise(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+        plain, asked = model.denoise(twice(x), sigma.repeat(2), both).chunk(2)
         return plain + scale * (asked - plain)
 
     samplers = [seeded_noise(seed) for seed in seeds]
@@ -68,8 +87,8 @@ def synthesize(
     def noise(x: Tensor) -> Tensor:
         return torch.cat([draw(x[:1]) for draw in samplers])
 
-    sigmas = model.sigmas(30)
-    latent = sample_guided(denoise, noise(hidden) * sigmas[0], sigmas, None, noise)
+    sigmas = model.sigmas(20)
+    latent = sample_guided(denoise, source + noise(source) * sigmas[0], sigmas, None, noise)
     with torch.no_grad():
         return model.decode(latent).clamp(0, 1)
 
@@ -79,7 +98,6 @@ def make_gallery(
 ) -> None:
     """Write one face per wish, the best of `tries` by the encoder's and the detector's judgement."""
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Attributes] = {}
     with FaceDetector() as detector:
         for number, (name, wish) in enumerate(WISHES.items()):
             poses = _frontal(faces, labels, wish)
@@ -91,14 +109,32 @@ def make_gallery(
                 pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
                 found = detector.detect(pixels)
                 if len(found) == 1:
-                    candidates.append((found[0].score + 2 * _agreement(encoder, image, wish), attempt, pixels))
+                    score = found[0].score + 2 * _agreement(encoder, image, wish) - 4 * _unrest(image)
+                    candidates.append((score, attempt, pixels))
             if not candidates:
                 log.warning("no usable face for %s", name)
                 continue
             score, _, pixels = max(candidates, key=lambda candidate: candidate[0])
             Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=92)
-            index[name] = wish
             log.info("%s: %s (score %.2f)", name, describe(wish), score)
+    judge_gallery(encoder, folder)
+
+
+def judge_gallery(encoder: DemoEncoder, folder: Path) -> None:
+    """Write `gallery.json` with the attributes each face shows, which need not be those that were wished for."""
+    index: dict[str, Attributes] = {}
+    with FaceDetector() as detector:
+        for path in sorted(folder.glob("*.jpg")):
+            pixels = load_picture(path).pixels
+            image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+            shown = encoder.predict(image)[0][0]
+            angle = typology_angle(pixels, detector.detect(pixels)[0].landmarks)
+            index[path.stem] = {
+                "sex": shown["sex"],
+                "age": shown["age"],
+                "skin": skin_tone(angle),
+                "ethnicity": shown["ethnicity"],
+            }
     (folder / "gallery.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
@@ -113,6 +149,13 @@ def _agreement(encoder: DemoEncoder, image: Tensor, wish: Attributes) -> float:
         if index
     ]
     return float(np.mean(chances))
+
+
+def _unrest(image: Tensor) -> float:
+    """Spread of the upper corners, 0..1, where a portrait has a calm background."""
+    corner = image.shape[-1] // 6
+    corners = torch.cat([image[..., : 2 * corner, :corner], image[..., : 2 * corner, -corner:]], dim=-1)
+    return float(corners.std(dim=(-2, -1)).mean())
 
 
 def _frontal(faces: FaceSet, labels: list[Attributes], wish: Attributes, count: int = 12) -> list[int]:
