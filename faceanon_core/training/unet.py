@@ -115,13 +115,16 @@ def train_unet(
 
     Args:
         vae: the trained demo VAE, frozen.
-        start: U-Net weights to begin from.
+        start: U-Net weights to begin from; `tokens.safetensors` beside them, where there is one, goes on as well.
         minutes: stop early after this long, with weights and checkpoint written.
     """
     torch.manual_seed(settings.seed)
     model = torch.nn.ModuleDict({"unet": build_unet(), "tokens": AttributeTokens()})
     model["unet"].load_state_dict({k: v.float() for k, v in load_file(start).items()})
-    torch.nn.init.normal_(model["tokens"].table.weight, std=0.1)  # type: ignore[union-attr, arg-type]
+    if (start_tokens := start.with_name("tokens.safetensors")).is_file():
+        model["tokens"].load_state_dict(load_file(start_tokens))
+    else:
+        torch.nn.init.normal_(model["tokens"].table.weight, std=0.1)  # type: ignore[union-attr, arg-type]
     model.train()
     optimizer = torch.optim.AdamW(
         [
