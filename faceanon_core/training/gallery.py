@@ -127,7 +127,8 @@ def judge_gallery(encoder: DemoEncoder, folder: Path) -> None:
         for path in sorted(folder.glob("*.jpg")):
             pixels = load_picture(path).pixels
             image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-            shown = encoder.predict(image)[0][0]
+            shown, sure = encoder.predict(image)[0]
+            known = {name: shown[name] for name in ("sex", "age", "ethnicity") if sure[name] >= 0.5}
             angle = typology_angle(pixels, detector.detect(pixels)[0].landmarks)
             index[path.stem] = {
                 "sex": shown["sex"],
