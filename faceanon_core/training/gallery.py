@@ -132,12 +132,7 @@ def judge_gallery(encoder: DemoEncoder, folder: Path) -> None:
             if known.get("age") != WISHES.get(path.stem, {}).get("age"):
                 known.pop("age", None)  # the encoder's age is right too seldom to stand alone
             angle = typology_angle(pixels, detector.detect(pixels)[0].landmarks)
-            index[path.stem] = {
-                "sex": shown["sex"],
-                "age": shown["age"],
-                "skin": skin_tone(angle),
-                "ethnicity": shown["ethnicity"],
-            }
+            index[path.stem] = known | {"skin": skin_tone(angle)}
     (folder / "gallery.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
