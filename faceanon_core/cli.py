@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .attributes import describe, parse_attributes
-from .errors import FaceAnonError, InputError
+from .errors import FaceAnonError, InputError, WeightsError
 from .image import SUFFIXES, Picture, load_picture, save_picture
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FaceAnonError as error:
         _say(f"faceanon: {error}")
         # a picture that cannot be anonymized is a failure; anything else is a command that could not start
-        return 2 if isinstance(error, InputError) else 1
+        return 2 if isinstance(error, (InputError, WeightsError)) else 1
     except KeyboardInterrupt:
         _say("faceanon: stopped; run the same command again to go on")
         return 1
@@ -130,6 +131,7 @@ def _run_demo(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise InputError('the demo portrait comes with scikit-image: pip install "faceanon[demo]"') from error
     _refuse_existing(options.output)
+    _refuse_unwritable(options.output)
     before = astronaut()
     result = _open_anonymizer(options).anonymize(before, _settings(options), _bar())
     save_picture(Picture(np.hstack([before, result.pixels])), options.output)
@@ -147,6 +149,7 @@ def _run_anonymize(options: argparse.Namespace) -> int:
     if output.suffix.lower() not in SUFFIXES:
         output = output / options.source.name
     _refuse_existing(output)
+    _refuse_unwritable(output)
     picture = load_picture(options.source)
     result = _open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
     save_picture(replace(picture, pixels=result.pixels), output, options.keep_metadata)
@@ -161,17 +164,18 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     files = [path for path in _pictures(source) if output not in path.parents]
     if not files:
         raise InputError(f"{options.source} holds no pictures ({', '.join(SUFFIXES)})")
+    anonymizer = _open_anonymizer(options)
+    anonymizer.check(settings)
     _make_folder(output)
     key = _fingerprint(settings, options.keep_metadata)
     done = _read_journal(output / JOURNAL, key)
-    anonymizer = _open_anonymizer(options)
-    anonymizer.check(settings)
     failures: list[str] = []
     from tqdm import tqdm
 
     for path in tqdm(files, unit="picture", disable=None):
         name = path.relative_to(source).as_posix()
         if name in done and (output / name).is_file():
+            failures += done[name]
             continue
         try:
             _refuse_existing(output / name)
@@ -181,8 +185,9 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
         except FaceAnonError as error:
             failures.append(f"{name}: {error}")
             continue
-        _append_journal(output / JOURNAL, name, key)
-        failures += [f"{name}: {warning}" for warning in result.warnings]
+        warnings = [f"{name}: {warning}" for warning in result.warnings]
+        _append_journal(output / JOURNAL, name, key, warnings)
+        failures += warnings
     for failure in failures:
         _say(f"failed: {failure}")
     _say(f"{len(files)} pictures, {len(failures)} problems, written to {options.output}", sys.stdout)
@@ -200,6 +205,13 @@ def _refuse_existing(path: Path) -> None:
         raise InputError(f"{path} exists already; choose another name or remove it first")
 
 
+def _refuse_unwritable(path: Path) -> None:
+    """Find out before the work is done, and without making anything."""
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{path} cannot be written: {existing} is no folder you may write to")
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,27 +225,35 @@ def _fingerprint(settings: Settings, keep_metadata: bool) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_journal(path: Path, key: str) -> set[str]:
-    """Names already written with the same settings; a half-written last line is ignored."""
-    done = set()
+def _read_journal(path: Path, key: str) -> dict[str, list[str]]:
+    """Names already written with the same settings and their warnings; a half-written last line is ignored."""
+    done = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
         if entry.get("settings") == key:
-            done.add(entry.get("name"))
+            done[entry["name"]] = entry["warnings"]
     return done
 
 
-def _append_journal(path: Path, name: str, key: str) -> None:
+def _append_journal(path: Path, name: str, key: str, warnings: list[str]) -> None:
     with path.open("a", encoding="utf-8") as journal:
-        journal.write(json.dumps({"name": name, "settings": key}) + "\n")
+        journal.write(json.dumps({"name": name, "settings": key, "warnings": warnings}) + "\n")
 
 
 def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
+    import torch
+
     from .pipeline import Anonymizer
 
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"there is no device {options.device!r} here; use cpu, or cuda with a CUDA build of torch"
+        ) from error
     return Anonymizer(device=options.device)
 
 

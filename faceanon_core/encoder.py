@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -116,14 +117,13 @@ class DemoEncoder(nn.Module):
 def load_demo_encoder(path: Path) -> DemoEncoder:
     """Read a `DemoEncoder` from safetensors, frozen, in float32.
 
-    Raises: WeightsError if the file holds another network.
+    Raises: WeightsError if the file is missing, damaged or holds another network.
     """
     encoder = DemoEncoder()
-    state = {name: value.float() for name, value in load_file(path).items()}
     try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{path.name} does not hold the demo encoder's weights; reinstall the pack") from error
+        encoder.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"{path} is missing, damaged or holds another network; reinstall the pack") from error
     return encoder.eval().requires_grad_(False)
 
 

@@ -121,6 +121,7 @@ class Anonymizer:
         self.detector = FaceDetector()
         self.parser = parser or LandmarkParser()
         self._assets, self._device = assets, device
+        self._named: dict[str, Target] = {}  # targets the user named, read once
 
     @cached_property
     def model(self) -> DemoModel:
@@ -171,25 +172,30 @@ class Anonymizer:
     def check(self, settings: Settings) -> None:
         """Refuse unknown regions and targets before any work is done.
 
-        Raises: UnknownNameError.
+        Raises: UnknownNameError; InputError for a target picture without exactly one face.
         """
         region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
-        if settings.target is not None and not _is_file_name(settings.target):
-            gallery_target(settings.target)
+        if settings.target is not None:
+            self._named_target(settings.target)
 
     def find_target(self, settings: Settings, source: Tensor, seed: int, used: frozenset[str] = frozenset()) -> Target:
         """The target for one face: named, from a file, or the gallery face that fits what was asked and the source."""
         if settings.target is not None:
-            if not _is_file_name(settings.target):
-                return gallery_target(settings.target)
-            picture = load_picture(Path(settings.target))
-            return target_from_pixels(
-                picture.pixels, Path(settings.target).name, self.detector, self.encoder, self.model.size_px
-            )
+            return self._named_target(settings.target)
         guessed, _ = self.encoder.predict(source)[0]
         wanted = {name: guessed[name] for name in ("sex", "age", "skin")} | settings.attributes
         return choose_target(wanted, seed, avoid=used)
+
+    def _named_target(self, name: str) -> Target:
+        if name not in self._named:
+            if _is_file_name(name):
+                pixels = load_picture(Path(name)).pixels
+                found = target_from_pixels(pixels, Path(name).name, self.detector, self.encoder, self.model.size_px)
+            else:
+                found = gallery_target(name)
+            self._named[name] = found
+        return self._named[name]
 
     def regenerate(
         self, crop: FaceCrop, mask: RegionMask, target: Target, settings: Settings, seed: int,

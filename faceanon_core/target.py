@@ -14,7 +14,7 @@ from torch import Tensor
 from .attributes import Attributes
 from .crop import crop_face
 from .encoder import DemoEncoder
-from .errors import InputError, NoFaceError, UnknownNameError
+from .errors import InputError, UnknownNameError
 from .faces import FaceDetector
 from .image import load_picture
 from .weights import GALLERY
@@ -54,11 +54,11 @@ def target_from_pixels(
 
     Args:
         pixels: (H, W, 3) uint8 RGB with exactly one face.
-    Raises: NoFaceError if there is no face; InputError if there are several.
+    Raises: InputError if there is no face, or several: the failure policy is about source faces, never about the target.
     """
     faces = detector.detect(pixels)
     if not faces:
-        raise NoFaceError(f"the target picture {name} shows no face; choose one with a single, frontal face")
+        raise InputError(f"the target picture {name} shows no face; choose one with a single, frontal face")
     if len(faces) > 1:
         raise InputError(f"the target picture {name} shows {len(faces)} faces; crop it to the one you mean")
     image = crop_face(pixels, faces[0], size_px).tensor

@@ -91,7 +91,6 @@ def assert_resumes(train: Callable[[Path], object], result: str, logger: str, be
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
-@pytest.mark.xfail(strict=True, reason="vae.py draws the latent noise from the global generator, which no checkpoint holds")
 def test_the_vae_resumes_to_the_same_weights(faces, tmp_path: Path) -> None:
     settings = VaeSettings(steps=101, batch=1, crop_px=32)
     start = ASSETS / "vae.safetensors"

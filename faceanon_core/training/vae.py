@@ -61,7 +61,8 @@ def train_vae(faces: FaceSet, start: Path, work: Path, settings: VaeSettings) ->
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * cosine_rate(step / settings.steps)
         crops = _random_crops(faces, next(batches), settings, step)
-        loss = _reconstruction_loss(vae, crops, settings.latent_noise)
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        loss = _reconstruction_loss(vae, crops, settings.latent_noise, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -77,11 +78,11 @@ def train_vae(faces: FaceSet, start: Path, work: Path, settings: VaeSettings) ->
     return out
 
 
-def _reconstruction_loss(vae: AutoencoderTiny, crops: Tensor, latent_noise: float) -> Tensor:
+def _reconstruction_loss(vae: AutoencoderTiny, crops: Tensor, latent_noise: float, generator: torch.Generator) -> Tensor:
     """Mean square error plus a share of L1, on -1..1 pixels."""
     target = crops * 2 - 1
     latent = vae.encode(target).latents
-    latent = latent + latent_noise * torch.randn_like(latent) * latent.detach().std()
+    latent = latent + latent_noise * torch.randn(latent.shape, generator=generator) * latent.detach().std()
     result = vae.decode(latent).sample
     return F.mse_loss(result, target) + 0.1 * F.l1_loss(result, target)
 
