@@ -14,7 +14,7 @@ from faceanon_core.errors import AnonymizationError, InputError
 from faceanon_core.guidance import AttributeGuidance, GuidanceSettings, feature_distance
 from faceanon_core.target import gallery_index, gallery_target
 
-SETTINGS = GuidanceSettings()
+SETTINGS = GuidanceSettings(end=1.0)
 
 
 @pytest.fixture(scope="module")
