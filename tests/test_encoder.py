@@ -105,5 +105,5 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     state = load_file(ASSETS / "encoder.safetensors")
     state.pop("class_token")
     save_file(state, tmp_path / "encoder.safetensors")
-    with pytest.raises(WeightsError, match=r"encoder\.safetensors does not hold the demo encoder's weights; reinstall"):
+    with pytest.raises(WeightsError, match=r"encoder\.safetensors is missing, damaged or holds another network; reinstall"):
         load_demo_encoder(tmp_path / "encoder.safetensors")

@@ -32,6 +32,7 @@ class VaeSettings:
     latent_noise: float = 0.02  # share of the latent's own spread
     ema: float = 0.99
     seed: int = 0
+    checkpoint_every: int = 100
 
 
 def train_vae(faces: FaceSet, start: Path, work: Path, settings: VaeSettings) -> Path:
@@ -70,7 +71,7 @@ def train_vae(faces: FaceSet, start: Path, work: Path, settings: VaeSettings) ->
         ema.update(vae, step)
         if step % 20 == 0:
             log.info("vae step %d/%d loss %.5f %.0f s", step, settings.steps, loss.item(), time.time() - began)
-        if step % 100 == 99:
+        if (step + 1) % settings.checkpoint_every == 0:
             _checkpoint(work / "vae.ckpt", vae, optimizer, ema, step + 1)
     ema.copy_to(vae)
     out = work / "vae.safetensors"
