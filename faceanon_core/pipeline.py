@@ -31,7 +31,7 @@ from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
 from .skin import mouth_expression
-from .target import Target, choose_target, gallery_target, target_from_pixels
+from .target import FITTED, Target, choose_target, gallery_target, target_from_pixels
 from .weights import ASSETS
 
 Policy = Literal["error", "redact", "keep"]
@@ -184,7 +184,7 @@ class Anonymizer:
         if settings.target is not None:
             return self._named_target(settings.target)
         guessed, _ = self.encoder.predict(source)[0]
-        wanted = {name: guessed[name] for name in ("sex", "age", "skin")} | settings.attributes
+        wanted = {name: guessed[name] for name in FITTED} | settings.attributes
         return choose_target(wanted, seed, avoid=used)
 
     def _named_target(self, name: str) -> Target:

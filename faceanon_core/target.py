@@ -29,6 +29,9 @@ class Target:
     attributes: Attributes
 
 
+FITTED = ("sex", "age", "skin")  # what an automatically chosen target shares with the source
+
+
 def gallery_index(folder: Path = GALLERY) -> dict[str, Attributes]:
     """Names and attributes of the faces in a gallery folder (`gallery.json` beside `<name>.jpg`)."""
     index: dict[str, Attributes] = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))

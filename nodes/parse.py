@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..faceanon_core.errors import NoFaceError, UnknownNameError
+from ..faceanon_core.errors import AnonymizationError, NoFaceError, UnknownNameError
 from .convert import CATEGORY, to_pixels
 
 _ORDERS = ("largest first", "left to right", "top to bottom")
@@ -44,7 +44,13 @@ class ParseFaces:
 
         pictures = to_pixels(image)
         with FaceDetector(min_score) as detector:
-            faces = [detector.detect(pixels) for pixels in pictures]
+            scans = [detector.scan(pixels) for pixels in pictures]
+        lost = sum(len(scan.unfitted) for scan in scans)
+        if lost:
+            raise AnonymizationError(
+                f"{lost} faces were found that no face mesh fits, so they cannot be replaced; crop or cover them first"
+            )
+        faces = [scan.faces for scan in scans]
         empty = [str(i + 1) for i, found in enumerate(faces) if not found]
         if empty:
             where = "the picture" if len(faces) == 1 else f"picture {', '.join(empty)} of the batch"

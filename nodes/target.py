@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..faceanon_core.attributes import parse_attributes
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.target import choose_target, gallery_index, gallery_target
+from ..faceanon_core.target import FITTED, choose_target, gallery_index, gallery_target
 from .convert import CATEGORY, to_image, to_pixels
 
 AUTOMATIC = "automatic"
@@ -78,7 +78,7 @@ def _estimate(crops: Any, encoder: Any) -> dict[str, str]:
 
     with comfy_bridge.ready_encoder(encoder) as network:
         guessed, _ = network.predict(crops[0][1].tensor.to(encoder.load_device))[0]
-    return {name: guessed[name] for name in ("sex", "age", "skin")}
+    return {name: guessed[name] for name in FITTED}
 
 
 class TargetFromImage:

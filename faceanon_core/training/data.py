@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +138,3 @@ def load_checkpoint(path: Path) -> dict[str, object] | None:
         return None
     state: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-Progress = Callable[[str], None]
