@@ -164,3 +164,17 @@ def test_stitch_refuses_sizes_and_batches_that_differ(portrait: torch.Tensor, cr
         run("StitchFaces", image=portrait, crops=crops, result=torch.rand(1, 128, 128, 3), seam=torch.ones(1, 64, 64))
     with pytest.raises(Exception, match="NaN"):
         run("StitchFaces", image=portrait, crops=crops, result=torch.full((1, 128, 128, 3), float("nan")), seam=seam)
+
+
+def test_parse_stops_on_a_face_no_mesh_fits_though_others_work(portrait: torch.Tensor, monkeypatch) -> None:
+    """The mesh fit is made to fail on the left of two faces: mediapipe fits one to every face that could be drawn here."""
+    run("ParseFaces", image=portrait)  # imports the pack's own copy of the detector
+    detector = sys.modules[f"{NAME}.faceanon_core.faces"].FaceDetector
+    fit = detector._mesh
+
+    def fit_right_half(self: Any, image: Any, box: Any) -> Any:
+        return None if box.center[0] < 512 else fit(self, image, box)
+
+    monkeypatch.setattr(detector, "_mesh", fit_right_half)
+    with pytest.raises(Exception, match="1 faces were found that no face mesh fits"):
+        run("ParseFaces", image=torch.cat([portrait, portrait], dim=2))
