@@ -42,6 +42,7 @@ class Face:
     box: Box
     score: float  # detector's confidence, 0..1
     landmarks: FloatArray  # (478, 2) xy
+    person: int | None = None  # number from tracking.track_faces; None: not tracked, a person of its own
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,48 @@ def test_pictures_of_a_batch_are_guided_apart(anonymizer, latent, target) -> Non
     assert torch.allclose(both[:1], guide.gradient(latent)[0], rtol=1e-2, atol=1e-3 * float(both[:1].abs().max()))
 
 
+def test_a_large_batch_is_guided_in_chunks_with_the_same_result(anonymizer, crop, latent, target) -> None:
+    """Each face with its own target and source; what is decoded at once stays small."""
+    decoded: list[int] = []
+    vae = copy.deepcopy(anonymizer.model.vae).float()
+
+    def decode(latent: Tensor) -> Tensor:
+        decoded.append(len(latent))
+        return (vae.decode(latent).sample + 1) / 2
+
+    def guide(chunk_px: int) -> AttributeGuidance:
+        return AttributeGuidance(anonymizer.encoder, decode, replace(SETTINGS, away=0.5), targets, sources, chunk_px)
+
+    targets = torch.cat([target.roll(20 * i, -1) for i in range(5)])
+    sources = torch.cat([crop.tensor.roll(20 * i, -2) for i in range(5)])
+    latents = torch.cat([latent.float() * (1 - 0.2 * i) for i in range(5)])
+    whole, losses = guide(5 * 256 * 256).gradient(latents)
+    assert decoded == [5]
+    parts, losses_in_parts = guide(2 * 256 * 256 + 7).gradient(latents)
+    assert decoded[1:] == [2, 2, 1]
+    assert torch.allclose(parts, whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+    assert losses_in_parts == pytest.approx(losses, rel=1e-5)
+    decoded.clear()
+    guide(1).gradient(latents[:, :, :8, :8])
+    assert decoded == [1] * 5
+
+
+def test_each_face_of_a_batch_is_pulled_to_its_own_target(anonymizer, latent, target) -> None:
+    other = gallery_target(max(gallery_index())).image
+    pair, _ = guidance(anonymizer, SETTINGS, torch.cat([target, other])).gradient(torch.cat([latent, latent]))
+    apart = torch.cat([guidance(anonymizer, SETTINGS, one).gradient(latent)[0] for one in (target, other)])
+    assert torch.allclose(pair, apart, rtol=1e-2, atol=1e-3 * float(apart.abs().max()))
+    assert not torch.allclose(pair[0], pair[1], rtol=0.1, atol=1e-2 * float(pair.abs().max()))
+
+
+def test_a_number_of_targets_or_sources_that_does_not_fit_is_refused(anonymizer, crop, latent, target) -> None:
+    pair, three = torch.cat([target, target]), torch.cat([latent] * 3)
+    with pytest.raises(InputError, match="2 target faces but 3 faces are sampled; give one for all"):
+        guidance(anonymizer, SETTINGS, pair).gradient(three)
+    with pytest.raises(InputError, match="2 source faces but 3"):
+        guidance(anonymizer, replace(SETTINGS, away=1.0), target, torch.cat([crop.tensor] * 2)).gradient(three)
+
+
 def test_features_of_target_and_source_are_computed_once(anonymizer, crop, latent, target) -> None:
     class Counting(DemoEncoder):
         calls = 0
