@@ -29,6 +29,7 @@ class FaceCrop:
     frame: UprightFrame
     pixels: NDArray[np.uint8]
     landmarks: FloatArray
+    picture_size: tuple[int, int] | None = None  # (width, height) of the picture it was cut from; None: it is no cutting
 
     @property
     def tensor(self) -> Tensor:
@@ -52,7 +53,7 @@ def crop_face(image: NDArray[np.uint8], face: Face, size_px: int) -> FaceCrop:
         )
     frame = upright_frame(face.landmarks, size_px)
     pixels = warp_square(image, frame.matrix, size_px)
-    return FaceCrop(frame, pixels, frame.to_crop(face.landmarks))
+    return FaceCrop(frame, pixels, frame.to_crop(face.landmarks), (width, height))
 
 
 def stitch_face(image: NDArray[np.uint8], crop: FaceCrop, result: Tensor, seam: Tensor) -> NDArray[np.uint8]:
@@ -97,6 +98,38 @@ def seam_in_image(crop: FaceCrop, seam: Tensor, width: int, height: int) -> NDAr
         seam[0, 0].float().cpu().numpy(), crop.frame.matrix, (width, height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     )  # fmt: skip
+
+
+def mask_in_crop(crop: FaceCrop, mask: Tensor) -> Tensor:
+    """Bring a mask painted on the whole picture into the crop; one of the crop's own size is taken as it is.
+
+    Where both have the same size, the mask is the picture's.
+
+    Args:
+        mask: (1, 1, H, W) float 0..1; painted means at least 0.5.
+    Returns: (1, 1, S, S). Out of the picture: exactly 0 or 1, and 1 wherever a painted pixel of the picture falls, so
+        that thin strokes survive and what was painted to be kept is kept to the pixel.
+    Raises: ShapeError naming the sizes if the mask is as large as neither.
+    """
+    check_mask(mask, name="the painted mask")
+    height, width = mask.shape[-2:]
+    side = crop.frame.size_px
+    if (width, height) != crop.picture_size:
+        if (width, height) == (side, side):
+            return mask
+        picture = "" if crop.picture_size is None else f"the picture is {crop.picture_size[0]}x{crop.picture_size[1]} and "
+        raise ShapeError(
+            f"the painted mask is {width}x{height} but {picture}the crop is {side}x{side}; paint on the same picture "
+            "(Load Image gives a 64x64 mask when nothing was painted)"
+        )
+    painted = (mask[0, 0] >= 0.5).float().cpu().numpy()
+    # half a crop pixel's diagonal and a little for rounding, in picture pixels; interpolation reaches one further
+    reach = int(0.75 / crop.frame.scale)
+    if reach:
+        painted = cv2.dilate(painted, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    # the crop shows the picture mirrored beyond its borders, so the mask is mirrored as well
+    warped = cv2.warpAffine(painted, crop.frame.matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101)
+    return torch.from_numpy((warped > 0).astype(np.float32))[None, None]
 
 
 def _window(frame: UprightFrame, image: NDArray[np.uint8]) -> tuple[int, int, int, int]:

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_mask
-from .errors import InputError
+from .errors import InputError, UnknownNameError
 from .parsing import INDEX, FaceParser, LabelMap, region_labels
 
 KEEP_DILATION_PX = 7  # square at REFERENCE_PX, METHOD.md "Mask"
 REFERENCE_PX = 512
 GUARD_PX = 3  # square around kept pixels that the seam leaves out: the stitch interpolates between neighbours
+COMBINATIONS = ("add", "subtract", "intersect")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,22 @@ class RegionChoice:
 
 
 @dataclass(frozen=True)
+class PaintedMask:
+    """A hand-painted mask of a crop and what it does to the chosen regions. It is neither grown nor shrunk.
+
+    add: also regenerate there, outside the face as well. subtract: keep there, like a kept region. intersect: regenerate
+    only where both are. Kept regions win over add.
+    """
+
+    mask: Tensor  # (1, 1, H, W), 0..1; painted means at least 0.5
+    combine: str = "add"  # one of COMBINATIONS
+
+    def __post_init__(self) -> None:
+        if self.combine not in COMBINATIONS:
+            raise UnknownNameError(f"there is no way to combine masks named {self.combine!r}; use {', '.join(COMBINATIONS)}")
+
+
+@dataclass(frozen=True)
 class RegionMask:
     """`core` (1, 1, H, W) is exactly 0 or 1: what the model regenerates. `seam` (1, 1, H, W), 0..1, is the blend
     weight of the result: 1 on the core, falling to 0 outward, and 0 on every kept pixel."""
@@ -38,27 +55,55 @@ class RegionMask:
     seam: Tensor
 
 
-def region_mask(labels: LabelMap, choice: RegionChoice, parser: FaceParser | None = None) -> RegionMask:
+def region_mask(
+    labels: LabelMap, choice: RegionChoice, parser: FaceParser | None = None, painted: PaintedMask | None = None
+) -> RegionMask:
     """Build the regenerate mask of one crop, METHOD.md "Mask".
 
     Args:
         labels: (H, W) uint8 label map.
         parser: where given, regions it cannot deliver are refused by name.
-    Raises: UnknownNameError for an unknown region; InputError if nothing is left to regenerate.
+        painted: a mask drawn by hand, of the crop's size, combined with the regions.
+    Raises: UnknownNameError for an unknown region; ShapeError for a painted mask of another size; InputError if nothing
+        is left to regenerate.
     """
     wanted = region_labels(choice.regenerate, parser)
     kept = region_labels(choice.keep, parser)
     scale = labels.shape[0] / REFERENCE_PX
-    regenerate = grow_mask(labels_to_mask(labels, wanted), choice.grow_px * scale)
     keep = labels_to_mask(labels, kept)
     # a region of the face that was not asked for stays, though growth would reach into it
     unasked = labels_to_mask(labels, region_labels(("face",)) - wanted - kept)
-    core = regenerate * (1 - _dilate_square(keep, max(KEEP_DILATION_PX * scale, GUARD_PX))) * (1 - unasked)
     # growth beyond the face would leave a ring to regenerate around a face that is kept whole
-    if not wanted - kept or float(core.sum()) == 0:
-        raise InputError("the mask excludes everything: every chosen region is also kept, so nothing can be regenerated")
-    seam = feather_mask(core, choice.feather_px * scale) * (1 - _dilate_square(keep, GUARD_PX)) * (1 - unasked)
-    return RegionMask(core, seam)
+    regenerate = labels_to_mask(labels, wanted if wanted - kept else frozenset())
+    regenerate = grow_mask(regenerate, choice.grow_px * scale) * (1 - unasked)
+    if painted is not None:
+        regenerate, keep = _combine(regenerate, keep, painted)
+    core = regenerate * (1 - _dilate_square(keep, max(KEEP_DILATION_PX * scale, GUARD_PX)))
+    if float(core.sum()) == 0:
+        raise InputError(_why_empty(painted))
+    seam = feather_mask(core, choice.feather_px * scale) * (1 - _dilate_square(keep, GUARD_PX))
+    return RegionMask(core, seam * (1 - unasked * (1 - core)))
+
+
+def _combine(regenerate: Tensor, keep: Tensor, painted: PaintedMask) -> tuple[Tensor, Tensor]:
+    check_mask(painted.mask, like=keep, name="the painted mask")
+    area = (painted.mask >= 0.5).to(keep)
+    if painted.combine == "add":
+        return torch.maximum(regenerate, area), keep
+    if painted.combine == "subtract":
+        return regenerate, torch.maximum(keep, area)
+    return regenerate * area, keep
+
+
+def _why_empty(painted: PaintedMask | None) -> str:
+    if painted is None or painted.combine == "add":
+        return "the mask excludes everything: every chosen region is also kept, so nothing can be regenerated"
+    if painted.combine == "subtract":
+        return "the mask excludes everything: every chosen region is kept or covered by the painted mask; erase some of it"
+    return (
+        "the mask excludes everything: the painted mask meets no chosen region that is not kept; "
+        "paint on the face, choose more regions, or combine by add"
+    )
 
 
 def labels_to_mask(labels: LabelMap, names: frozenset[str]) -> Tensor:

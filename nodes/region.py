@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .convert import CATEGORY
+from ..faceanon_core.errors import InputError
+from ..faceanon_core.regions import COMBINATIONS, PaintedMask, RegionChoice, region_mask
+from .convert import CATEGORY, from_mask, match_batch
 
 _TOGGLES = ("skin", "nose", "left_eye", "right_eye", "left_brow", "right_brow", "inner_mouth", "upper_lip", "lower_lip")
 
@@ -22,9 +24,10 @@ class RegionMask:
     RETURN_NAMES = ("mask", "seam", "preview")
     DESCRIPTION = (
         "The mask is what the model regenerates; the seam is the soft edge used by Stitch Faces. "
-        "Left and right are the subject's own. Kept regions stay bit-identical."
+        "Left and right are the subject's own. Kept regions stay bit-identical. A mask painted by hand adds to the regions, "
+        "is subtracted from them, or limits them."
     )
-    SEARCH_ALIASES = ("inpaint mask", "keep eyes", "face parsing")
+    SEARCH_ALIASES = ("inpaint mask", "keep eyes", "face parsing", "paint", "combine masks")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -49,22 +52,65 @@ class RegionMask:
                 ),
                 "grow": ("FLOAT", {**pixels, "tooltip": "Pixels (at 512) the area grows outward. 0 = exactly the regions."}),
                 "feather": ("FLOAT", {**pixels, "tooltip": "Width of the soft seam in pixels (at 512). 0 = hard edge."}),
-            }
+            },
+            "optional": {
+                "painted": (
+                    "MASK",
+                    {"tooltip": "Painted on the whole picture (Load Image, Open in MaskEditor), or of the crops' size."},
+                ),
+                # last: saved workflows store widget values by position
+                "combine": (
+                    list(COMBINATIONS),
+                    {
+                        "default": COMBINATIONS[0],
+                        "tooltip": "add: also regenerate what is painted. subtract: keep it, bit-identical. "
+                        "intersect: regenerate only painted parts of the regions.",
+                    },
+                ),
+            },
         }
 
-    def mask(self, crops: Any, keep: str, grow: float, feather: float, **toggles: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def mask(
+        self, crops: Any, keep: str, grow: float, feather: float, painted: Tensor | None = None,
+        combine: str = COMBINATIONS[0], **toggles: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         from ..faceanon_core.parsing import LandmarkParser
-        from ..faceanon_core.regions import RegionChoice, region_mask
 
         parser = LandmarkParser()
         wanted = tuple(name for name in _TOGGLES if toggles[name])
         kept = tuple(part.strip() for part in keep.split(",") if part.strip())
         choice = RegionChoice(wanted, kept, grow, feather)
-        masks = [region_mask(parser.parse(crop.pixels, crop.landmarks), choice, parser) for _, crop in crops]
+        masks = []
+        for number, ((_, crop), hand) in enumerate(zip(crops, _painted(painted, combine, crops), strict=True), 1):
+            try:
+                masks.append(region_mask(parser.parse(crop.pixels, crop.landmarks), choice, parser, hand))
+            except InputError as error:
+                if len(crops) == 1:
+                    raise
+                raise InputError(f"face {number} of {len(crops)}: {error}") from error
         core, seam = (torch.cat([getattr(mask, part) for mask in masks])[:, 0] for part in ("core", "seam"))
         pictures = torch.cat([crop.tensor for _, crop in crops]).permute(0, 2, 3, 1)  # BCHW -> BHWC
         red = torch.tensor([1.0, 0.2, 0.2])
         return core, seam, pictures * (1 - 0.5 * seam[..., None]) + 0.5 * seam[..., None] * red
+
+
+def _painted(painted: Tensor | None, combine: str, crops: Any) -> list[PaintedMask | None]:
+    """The painted mask of every crop.
+
+    Raises: ShapeError or InputError for a size or batch that fits neither the pictures nor the crops.
+    """
+    if painted is None:
+        return [None] * len(crops)
+    from ..faceanon_core.crop import mask_in_crop
+
+    planes, pictures = from_mask(painted, "painted"), [index for index, _ in crops]
+    on_pictures = (planes.shape[-1], planes.shape[-2]) == crops[0][1].picture_size
+    if on_pictures and len(planes) > 1:  # one mask per picture: each crop takes its picture's
+        if len(planes) <= max(pictures):
+            raise InputError(f"painted has a batch of {len(planes)} but there is a face in picture {max(pictures) + 1}")
+        planes = planes[pictures]
+    planes = match_batch(planes, len(crops), "painted")
+    return [PaintedMask(mask_in_crop(crop, plane[None]), combine) for (_, crop), plane in zip(crops, planes, strict=True)]
 
 
 NODES = (RegionMask,)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from faceanon_core.crop import FaceCrop, crop_face, seam_in_image, stitch_face
+from faceanon_core.crop import FaceCrop, crop_face, mask_in_crop, seam_in_image, stitch_face
 from faceanon_core.errors import AnonymizationError, InputError, ShapeError
 from faceanon_core.faces import Face
 from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE, Box, inter_ocular
 from faceanon_core.parsing import LandmarkParser
-from faceanon_core.regions import RegionChoice, region_mask
+from faceanon_core.regions import PaintedMask, RegionChoice, region_mask
 
 
 def placed(face: Face, portrait: np.ndarray, width: int, height: int, scale: float, at: tuple[int, int]):
@@ -87,6 +87,60 @@ def test_kept_eyes_are_bit_identical_at_the_pictures_own_resolution(face, portra
         deepest = max(cv2.pointPolygonTest(points, (float(x), float(y)), True) for x, y in zip(xs, ys, strict=True))
         assert deepest <= 0  # no changed pixel's centre lies inside the outline
     assert changed[tuple(there.landmarks[4].round().astype(int)[::-1])]  # the tip of the nose is not kept
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_pixels_painted_to_be_kept_are_bit_identical(face, portrait, scene: str) -> None:
+    """Thin strokes and single dots of the picture, whatever the crop's scale."""
+    image, there = placed(face, portrait, *SCENES[scene])
+    painted = np.zeros(image.shape[:2], np.float32)
+    center, reach = there.box.center, there.box.width
+    for angle in np.linspace(0, np.pi, 7):
+        way = reach * np.array([np.cos(angle), np.sin(angle)])
+        cv2.line(painted, *[np.round(center + sign * way).astype(int).tolist() for sign in (-1, 1)], 1.0, 1)
+    dots = np.random.default_rng(2).normal(center, reach / 3, (60, 2)).round().astype(int)
+    inside = ((dots >= 0) & (dots < image.shape[1::-1])).all(1)
+    painted[dots[inside, 1], dots[inside, 0]] = 1
+    crop = crop_face(image, there, 256)
+    area = mask_in_crop(crop, torch.from_numpy(painted)[None, None])
+    labels = LandmarkParser().parse(crop.pixels, crop.landmarks)
+    mask = region_mask(labels, RegionChoice(), painted=PaintedMask(area, "subtract"))
+    changed = (stitch_face(image, crop, 1 - crop.tensor, mask.seam) != image).any(-1)
+    assert changed.any()
+    assert not changed[painted == 1].any()
+
+
+def test_a_mask_of_the_whole_picture_lands_on_what_it_covers(astronaut, face, crop) -> None:
+    eye = cv2.fillConvexPoly(np.zeros((512, 512), np.float32), np.round(face.landmarks[list(LEFT_EYE)]).astype(int), 1.0)
+    area = mask_in_crop(crop, torch.from_numpy(eye)[None, None])
+    outline = crop.landmarks[list(LEFT_EYE)]
+    assert area.shape == (1, 1, 256, 256)
+    assert set(area.unique().tolist()) == {0.0, 1.0}
+    ys, xs = np.nonzero(area[0, 0].numpy())
+    furthest = min(cv2.pointPolygonTest(outline, (float(x), float(y)), True) for x, y in zip(xs, ys, strict=True))
+    assert furthest > -3 * crop.frame.scale  # rounding, and a pixel that is touched counts
+    x, y = outline.mean(0).round().astype(int)
+    assert area[0, 0, y, x] == 1
+
+
+def test_a_mask_reaches_into_the_mirrored_part_beyond_the_border(face, portrait) -> None:
+    image, there = placed(face, portrait, *SCENES["at the border"])
+    crop = crop_face(image, there, 256)
+    assert mask_in_crop(crop, torch.ones(1, 1, *image.shape[:2])).min() == 1
+
+
+def test_a_mask_of_the_crops_size_is_taken_as_it_is_unless_the_picture_is_as_large(astronaut, face) -> None:
+    painted = torch.rand(1, 1, 512, 512)
+    assert torch.equal(mask_in_crop(crop_face(astronaut, face, 256), painted[..., :256, :256]), painted[..., :256, :256])
+    assert set(mask_in_crop(crop_face(astronaut, face, 512), painted).unique().tolist()) == {0.0, 1.0}  # warped
+
+
+def test_a_mask_as_large_as_neither_is_refused_with_the_sizes_named(astronaut, face) -> None:
+    crop = crop_face(astronaut[:500], face, 256)
+    with pytest.raises(ShapeError, match=r"is 64x64 but the picture is 512x500 and the crop is 256x256.*64x64 mask when"):
+        mask_in_crop(crop, torch.zeros(1, 1, 64, 64))
+    with pytest.raises(ShapeError, match="is 64x64 but the crop is 256x256"):
+        mask_in_crop(replace(crop, picture_size=None), torch.zeros(1, 1, 64, 64))
 
 
 def test_the_seam_blends_between_old_and_new(astronaut, crop) -> None:

@@ -145,6 +145,45 @@ def test_region_mask_refuses_unknown_and_empty_choices(crops: Any) -> None:
         run("RegionMask", crops=crops, keep="face")
 
 
+def test_a_mask_painted_on_the_picture_combines_with_the_regions(portrait: torch.Tensor, crops: Any) -> None:
+    x, y = crops[0][1].frame.to_image(crops[0][1].landmarks[[4]])[0].round().astype(int)  # the tip of the nose
+    painted = torch.zeros(1, 512, 512)
+    painted[:, y - 3 : y + 4, x - 3 : x + 4] = 1
+    plain, _, _ = run("RegionMask", crops=crops)
+    kept, seam, _ = run("RegionMask", crops=crops, painted=painted, combine="subtract")
+    only, _, _ = run("RegionMask", crops=crops, painted=painted, combine="intersect")
+    (stitched,) = run("StitchFaces", image=portrait, crops=crops, result=torch.rand(1, 128, 128, 3), seam=seam)
+    assert torch.equal(stitched[painted == 1], portrait[painted == 1])
+    assert 0 < only.sum() < plain.sum() - kept.sum() < plain.sum()
+
+
+def test_painting_adds_unless_told_otherwise(crops: Any) -> None:
+    corner = torch.zeros(1, 128, 128)  # of the crop's size
+    corner[:, :20, :20] = 1
+    plain, _, _ = run("RegionMask", crops=crops)
+    added, _, _ = run("RegionMask", crops=crops, painted=corner)
+    assert torch.equal(added, torch.maximum(plain, corner))
+
+
+def test_each_picture_of_a_batch_takes_its_own_painted_mask(portrait: torch.Tensor) -> None:
+    batch = torch.cat([portrait, portrait.flip(2)])
+    crops, _ = run("CropFaces", image=batch, faces=run("ParseFaces", image=batch)[0], size=128)
+    painted = torch.zeros(2, 512, 512)
+    painted[1] = 1
+    plain, added = (run("RegionMask", crops=crops, **more)[0] for more in ({}, {"painted": painted}))
+    assert torch.equal(added[0], plain[0]) and added[1].min() == 1
+    assert run("RegionMask", crops=crops, painted=painted[1:])[0].min() == 1  # one mask serves every picture
+    with pytest.raises(Exception, match="face 1 of 2: the mask excludes everything: the painted mask meets no"):
+        run("RegionMask", crops=crops, painted=painted, combine="intersect")
+    with pytest.raises(Exception, match="painted has a batch of 2 but there is a face in picture 3"):
+        run("RegionMask", crops=[(2, crops[0][1])], painted=painted)
+
+
+def test_the_empty_mask_of_load_image_is_explained(crops: Any) -> None:
+    with pytest.raises(Exception, match=r"64x64 but the picture is 512x512 and the crop is 128x128.*nothing was painted"):
+        run("RegionMask", crops=crops, painted=torch.zeros(1, 64, 64))
+
+
 def test_stitch_never_lets_an_unchanged_face_through(portrait: torch.Tensor, crops: Any) -> None:
     _, seam, _ = run("RegionMask", crops=crops)
     same = crops[0][1].tensor.permute(0, 2, 3, 1)

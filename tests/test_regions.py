@@ -10,7 +10,16 @@ import torch
 
 from faceanon_core.errors import InputError, ShapeError, UnknownNameError
 from faceanon_core.parsing import GROUPS, INDEX, LandmarkParser, region_labels
-from faceanon_core.regions import RegionChoice, feather_mask, grow_mask, labels_to_mask, latent_mask, region_mask
+from faceanon_core.regions import (
+    COMBINATIONS,
+    PaintedMask,
+    RegionChoice,
+    feather_mask,
+    grow_mask,
+    labels_to_mask,
+    latent_mask,
+    region_mask,
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +100,88 @@ def test_unknown_regions_are_refused_in_both_lists(labels) -> None:
     for choice in (RegionChoice(("knee",)), RegionChoice(keep=("knee",))):
         with pytest.raises(UnknownNameError, match="no region named 'knee'"):
             region_mask(labels, choice)
+
+
+def stroke(rows: slice, columns: slice, size: int = 512) -> torch.Tensor:
+    """A painted rectangle."""
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., rows, columns] = 1
+    return mask
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_with_any_painted_mask_the_core_is_binary_and_the_seam_is_1_on_it(labels, combine: str) -> None:
+    soft = feather_mask(stroke(slice(90, 140), slice(0, 150), 256), 10)
+    mask = region_mask(labels, RegionChoice(keep=("eyes",)), painted=PaintedMask(soft, combine))
+    assert set(mask.core.unique().tolist()) == {0.0, 1.0}
+    assert (mask.seam[mask.core == 1] == 1).all()
+    assert not torch.equal(mask.core, region_mask(labels, RegionChoice(keep=("eyes",))).core)
+
+
+def test_adding_also_regenerates_outside_the_face_and_in_regions_switched_off() -> None:
+    beside, nose = stroke(slice(0, 60), slice(0, 100)), stroke(slice(220, 280), slice(220, 280))
+    choice = RegionChoice(("skin",), grow_px=0)
+    plain = region_mask(square_map(), choice).core
+    added = region_mask(square_map(), choice, painted=PaintedMask(torch.maximum(beside, nose)))
+    assert torch.equal(added.core, torch.maximum(plain, torch.maximum(beside, nose)))
+    assert 0 < added.seam[0, 0, 62, 50] < 1  # the painted edge is soft
+    assert added.seam[0, 0, 215, 250] == 0  # the rest of the nose stays
+
+
+def test_what_is_kept_stays_kept_though_it_is_painted_over() -> None:
+    painted = PaintedMask(torch.ones(1, 1, 512, 512))
+    mask = region_mask(square_map(), RegionChoice(keep=("nose",)), painted=painted)
+    nose = labels_to_mask(square_map(), frozenset({"nose"})) == 1
+    assert mask.core[nose].max() == mask.seam[nose].max() == 0
+    assert mask.core[0, 0, 0, 0] == 1
+
+
+def test_a_painted_mask_alone_is_enough_to_add() -> None:
+    painted = stroke(slice(10, 20), slice(30, 50))
+    for choice in (RegionChoice(()), RegionChoice(keep=("face",))):
+        assert torch.equal(region_mask(square_map(), choice, painted=PaintedMask(painted)).core, painted)
+
+
+@pytest.mark.parametrize(("size", "margin"), [(512, 3), (256, 2)])
+def test_subtracting_keeps_like_a_kept_region(size: int, margin: int) -> None:
+    middle = slice(size * 3 // 8, size * 5 // 8)
+    choice = RegionChoice(grow_px=0, feather_px=40)
+    mask = region_mask(square_map(size), choice, painted=PaintedMask(stroke(middle, middle, size), "subtract"))
+    rows = np.flatnonzero(mask.core[0, 0, :, size // 2].numpy() == 0)
+    rows = rows[(rows > size // 4) & (rows < size * 3 // 4)]
+    assert (rows.min(), rows.max()) == (middle.start - margin, middle.stop - 1 + margin)
+    guarded = slice(middle.start - 1, middle.stop + 1)  # the stitch interpolates between neighbours
+    assert mask.seam[..., guarded, guarded].max() == 0
+    assert mask.seam[..., middle.start - 2, size // 2] > 0
+
+
+def test_intersecting_regenerates_only_where_both_are() -> None:
+    left = stroke(slice(0, 512), slice(0, 256))
+    mask = region_mask(square_map(), RegionChoice(feather_px=10), painted=PaintedMask(left, "intersect"))
+    assert torch.equal(mask.core, region_mask(square_map(), RegionChoice()).core * left)
+    assert mask.core[..., 256:].max() == 0
+    assert mask.seam[..., 266:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("combine", "painted", "message"),
+    [
+        ("add", torch.zeros(1, 1, 512, 512), "every chosen region is also kept"),
+        ("subtract", torch.ones(1, 1, 512, 512), "every chosen region is kept or covered by the painted mask"),
+        ("intersect", stroke(slice(0, 9), slice(0, 9)), "the painted mask meets no chosen region"),
+    ],
+)
+def test_a_painted_mask_that_leaves_nothing_is_refused(combine: str, painted: torch.Tensor, message: str) -> None:
+    choice = RegionChoice(keep=("face",) if combine == "add" else ())
+    with pytest.raises(InputError, match=f"the mask excludes everything: {message}"):
+        region_mask(square_map(), choice, painted=PaintedMask(painted, combine))
+
+
+def test_an_unknown_combination_and_another_size_are_refused(labels) -> None:
+    with pytest.raises(UnknownNameError, match="no way to combine masks named 'union'; use add, subtract, intersect"):
+        PaintedMask(dot(), "union")
+    with pytest.raises(ShapeError, match="the painted mask is 9x9 but the image is 256x256"):
+        region_mask(labels, RegionChoice(), painted=PaintedMask(dot()))
 
 
 def test_groups_select_exactly_their_labels(labels) -> None:
