@@ -8,12 +8,21 @@ from numpy.typing import NDArray
 
 from .faces import Face
 from .geometry import FACE_OVAL, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_EYE
+from .parsing import LABELS, LandmarkParser
 
 _OUTLINES = (FACE_OVAL, LEFT_EYE, RIGHT_EYE, LIPS_OUTER, LIPS_INNER)
+_REGION_COLOURS = {
+    "skin": (70, 130, 255), "nose": (255, 140, 0), "left_brow": (170, 80, 255), "right_brow": (255, 80, 220),
+    "left_eye": (0, 230, 230), "right_eye": (90, 255, 90), "inner_mouth": (120, 0, 60), "upper_lip": (255, 40, 60),
+    "lower_lip": (255, 150, 170),
+}  # fmt: skip
+_TINT = 0.35  # opacity of the regions' colours
 
 
 def draw_faces(pixels: NDArray[np.uint8], faces: list[Face]) -> NDArray[np.uint8]:
-    """Draw box, number (from 1), confidence and outlines of every face on a copy of a picture.
+    """Draw box, number (from 1), confidence, outlines and coloured regions of every face on a copy of a picture.
+
+    The regions are those of `LandmarkParser`; left and right (the subject's own) differ in colour.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
@@ -22,16 +31,28 @@ def draw_faces(pixels: NDArray[np.uint8], faces: list[Face]) -> NDArray[np.uint8
     width = max(1, round(max(pixels.shape[:2]) / 500))
     for number, face in enumerate(faces, 1):
         box = face.box
+        _tint_regions(drawn, face)
         corners = [(round(box.left), round(box.top)), (round(box.right), round(box.bottom))]
         cv2.rectangle(drawn, corners[0], corners[1], (255, 210, 0), width)
         for outline in _OUTLINES:
             points = np.round(face.landmarks[list(outline)]).astype(np.int32).reshape(-1, 1, 2)
-            cv2.polylines(drawn, [points], True, (0, 255, 160), width, cv2.LINE_AA)
+            fine = max(1, round(box.width / 300))  # so that the lines leave the regions of a small face visible
+            cv2.polylines(drawn, [points], True, (0, 255, 160), fine, cv2.LINE_AA)
         place = (corners[0][0], max(12, corners[0][1] - 4))
         cv2.putText(
             drawn, f"{number}: {face.score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 + 0.15 * width, (255, 210, 0), width
         )
     return drawn
+
+
+def _tint_regions(drawn: NDArray[np.uint8], face: Face) -> None:
+    (left, top), (right, bottom) = np.floor(face.landmarks.min(0)).astype(int), np.ceil(face.landmarks.max(0)).astype(int)
+    left, top = max(0, left), max(0, top)
+    window = drawn[top : bottom + 1, left : right + 1]
+    labels = LandmarkParser().parse(window, face.landmarks - np.array([left, top], np.float32))
+    palette = np.array([_REGION_COLOURS.get(name, (0, 0, 0)) for name in LABELS], np.float32)
+    tinted = (1 - _TINT) * window + _TINT * palette[labels]
+    window[labels > 0] = np.round(tinted[labels > 0]).astype(np.uint8)
 
 
 def side_by_side(pictures: list[NDArray[np.uint8]], gap_px: int = 4) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ class ParseFaces:
     FUNCTION = "parse"
     RETURN_TYPES = ("FACES", "IMAGE", "INT")
     RETURN_NAMES = ("faces", "preview", "count")
-    DESCRIPTION = "Detects every face with 478 landmarks. The preview draws boxes, numbers and landmarks on the picture."
+    DESCRIPTION = "Detects every face with 478 landmarks. The preview draws boxes, numbers, landmarks and regions."
     SEARCH_ALIASES = ("face detection", "landmarks", "face mesh", "mediapipe")
 
     @classmethod
@@ -35,10 +35,21 @@ class ParseFaces:
             "required": {
                 "image": ("IMAGE", {"tooltip": "One picture or a batch, at least 64 px on the shorter side."}),
                 "min_score": ("FLOAT", score),
-            }
+            },
+            "optional": {
+                # last: saved workflows store widget values by position
+                "allow_empty": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Off: a picture without a face stops the graph. On, for video frames: such a picture "
+                        "passes unchanged, also where the detector missed a face in it! Track Faces fills gaps.",
+                    },
+                ),
+            },
         }
 
-    def parse(self, image: Tensor, min_score: float) -> tuple[Any, Tensor, int]:
+    def parse(self, image: Tensor, min_score: float, allow_empty: bool = False) -> tuple[Any, Tensor, int]:
         from ..faceanon_core.faces import FaceDetector
         from ..faceanon_core.report import draw_faces
 
@@ -52,9 +63,10 @@ class ParseFaces:
             )
         faces = [scan.faces for scan in scans]
         empty = [str(i + 1) for i, found in enumerate(faces) if not found]
-        if empty:
+        if empty and not (allow_empty and any(faces)):
             where = "the picture" if len(faces) == 1 else f"picture {', '.join(empty)} of the batch"
-            raise NoFaceError(f"no face was found in {where}; lower min_score, or use a larger or clearer picture")
+            more = "" if len(empty) == len(faces) else "; for video frames allow_empty lets such pictures pass"
+            raise NoFaceError(f"no face was found in {where}; lower min_score, or use a larger or clearer picture{more}")
         drawn = np.stack([draw_faces(pixels, found) for pixels, found in zip(pictures, faces, strict=True)])
         return faces, torch.from_numpy(drawn).float() / 255, sum(len(found) for found in faces)
 
@@ -97,11 +109,53 @@ class SelectFaces:
         selected = []
         for found in faces:
             ordered = sorted((f for f in found if max(f.box.width, f.box.height) >= min_size), key=keys[order])
-            wanted = range(len(ordered)) if numbers.strip().lower() == "all" else _numbers(numbers, len(ordered))
+            everyone = not found or numbers.strip().lower() == "all"  # of a picture without faces no number can be asked
+            wanted = range(len(ordered)) if everyone else _numbers(numbers, len(ordered))
             selected.append([ordered[i] for i in wanted])
         if not any(selected):
             raise NoFaceError("no face is left after the selection; choose other numbers or a smaller min_size")
         return (selected,)
+
+
+class TrackFaces:
+    """FACES -> FACES: which faces of a batch of video frames are one person."""
+
+    TITLE = "Track Faces"
+    CATEGORY = CATEGORY
+    FUNCTION = "track"
+    RETURN_TYPES = ("FACES", "INT")
+    RETURN_NAMES = ("faces", "people")
+    DESCRIPTION = (
+        "For video frames as a batch: follows every person through the frames by place and size, so that each keeps one "
+        "target and one noise. Only for frames of one shot."
+    )
+    SEARCH_ALIASES = ("video", "face tracking", "frames", "person")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        gap = {
+            "default": 12, "min": 0, "max": 1000,
+            "tooltip": "Frames a person may be missing and still be the same one. 0: after one missed frame it is a new one.",
+        }  # fmt: skip
+        fill = {
+            "default": True,
+            "tooltip": "On: a face missed between two frames is replaced at the place in between. "
+            "Off: it stays as it is in those frames!",
+        }
+        return {
+            "required": {
+                "faces": ("FACES", {"tooltip": "From Parse Faces or Select Faces: the faces of every frame, in order."}),
+                "max_gap": ("INT", gap),
+                "fill_gaps": ("BOOLEAN", fill),
+            }
+        }
+
+    def track(self, faces: Any, max_gap: int, fill_gaps: bool) -> tuple[Any, int]:
+        from ..faceanon_core import tracking
+
+        tracked = tracking.track_faces(faces, max_gap)
+        people = len({face.person for found in tracked for face in found})
+        return tracking.fill_gaps(tracked) if fill_gaps else tracked, people
 
 
 def _numbers(text: str, count: int) -> list[int]:
@@ -115,4 +169,4 @@ def _numbers(text: str, count: int) -> list[int]:
     return [number - 1 for number in wanted]
 
 
-NODES = (ParseFaces, SelectFaces)
+NODES = (ParseFaces, SelectFaces, TrackFaces)
