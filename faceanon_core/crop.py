@@ -30,6 +30,7 @@ class FaceCrop:
     pixels: NDArray[np.uint8]
     landmarks: FloatArray
     picture_size: tuple[int, int] | None = None  # (width, height) of the picture it was cut from; None: it is no cutting
+    person: int | None = None  # as in its Face
 
     @property
     def tensor(self) -> Tensor:
@@ -53,7 +54,7 @@ def crop_face(image: NDArray[np.uint8], face: Face, size_px: int) -> FaceCrop:
         )
     frame = upright_frame(face.landmarks, size_px)
     pixels = warp_square(image, frame.matrix, size_px)
-    return FaceCrop(frame, pixels, frame.to_crop(face.landmarks), (width, height))
+    return FaceCrop(frame, pixels, frame.to_crop(face.landmarks), (width, height), face.person)
 
 
 def stitch_face(image: NDArray[np.uint8], crop: FaceCrop, result: Tensor, seam: Tensor) -> NDArray[np.uint8]:
