@@ -41,7 +41,7 @@ from ..faceanon_core.weights import ASSETS
 
 @dataclass(frozen=True)
 class GuidanceSpec:
-    """What travels through a GUIDANCE socket. `target` and `source` are (B,3,H,W) float 0..1."""
+    """What travels through a GUIDANCE socket. `target` (1 or faces,3,H,W) and `source` (faces,3,H,W) are float 0..1."""
 
     encoder: Any  # ModelPatcher of an AttributeEncoder
     target: Tensor
@@ -225,6 +225,7 @@ def _decode(vae: Any, model: Any) -> Any:
     network = _Differentiable(vae.first_stage_model, "decode", skip=("encoder", "quant_conv", "taesd_encoder"))
 
     def decode(latent: Tensor) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()  # a step decodes many chunks of a long video
         pixels = network(model.process_latent_out(latent).to(vae.vae_dtype))
         return (pixels.float() + 1) / 2
 
@@ -283,7 +284,8 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
         _check_served(base, self.spec.decoder or self.vae)  # at strength 0 as well: a flow model needs another step
         guided = self.spec.settings.strength > 0
         guidance = _build_guidance(self.spec, self.vae, base) if guided else None
-        noise = comfy.samplers.k_diffusion_sampling.default_noise_sampler(x, seed=extra_args.get("seed"))
+        people = _equal_rows(model.noise)
+        noise = comfy.samplers.k_diffusion_sampling.default_noise_sampler(x[: max(people) + 1], seed=extra_args.get("seed"))
 
         def on_step(step: Step) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -292,8 +294,20 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
 
         return sample_guided(
             lambda x, sigma, cond: model(x, sigma, **cond), x, sigmas, extra_args,
-            lambda _: noise(None, None), guidance, eta=1.0, callback=on_step,
+            lambda _: noise(None, None)[people], guidance, eta=1.0, callback=on_step,
         )  # fmt: skip
+
+
+def _equal_rows(noise: Tensor) -> list[int]:
+    """Number the different rows of the initial noise (B,C,h,w), in order of first appearance; 0..B-1 if all differ.
+
+    Rows are equal where the LATENT's batch_index repeats: for the frames of one tracked person. A SAMPLER is not given the
+    LATENT, so this is how it learns who shares the noise of its steps. No noise at all says nothing about people.
+    """
+    if not bool(noise.any()):
+        return list(range(len(noise)))
+    seen: dict[bytes, int] = {}
+    return [seen.setdefault(row.numpy().tobytes(), len(seen)) for row in noise.float().cpu()]
 
 
 def _loaded(base: Any) -> list[Any]:

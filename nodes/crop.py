@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..faceanon_core.errors import InputError
+from ..faceanon_core.errors import InputError, NoFaceError
 from .convert import CATEGORY, check_side, from_image, from_mask, match_batch, to_image, to_pixels
 
 
@@ -32,7 +32,7 @@ class CropFaces:
         return {
             "required": {
                 "image": ("IMAGE", {"tooltip": "The pictures the faces were found in."}),
-                "faces": ("FACES", {"tooltip": "From Parse Faces or Select Faces."}),
+                "faces": ("FACES", {"tooltip": "From Parse Faces, Select Faces or Track Faces."}),
                 "size": ("INT", size),
             }
         }
@@ -43,6 +43,8 @@ class CropFaces:
         pictures = to_pixels(image)
         if len(pictures) != len(faces):
             raise InputError(f"the image has a batch of {len(pictures)} but the faces come from {len(faces)} pictures")
+        if not any(faces):
+            raise NoFaceError("there is no face to crop in any picture")
         crops = [
             (index, crop_face(pixels, face, size))
             for index, (pixels, found) in enumerate(zip(pictures, faces, strict=True))

@@ -48,7 +48,10 @@ class DemoConditioning:
         tip = 'Asked of the new face, e.g. "age=60s, expression=smile"; overrides target and source. Empty: nothing asked.'
         return {
             "required": {
-                "target": ("TARGET_FACE", {"tooltip": "The target face; its attributes but the hair are used."}),
+                "target": (
+                    "TARGET_FACE",
+                    {"tooltip": "One for all, or one for each face; attributes but the hair are used."},
+                ),
                 "crops": ("FACE_CROP", {"tooltip": "The source faces, whose expressions are kept."}),
                 "attributes": ("STRING", {"default": "", "tooltip": tip}),
             }
@@ -56,10 +59,12 @@ class DemoConditioning:
 
     def encode(self, target: Any, crops: Any, attributes: str) -> tuple[Any, Any]:
         from ..faceanon_core.pipeline import new_face_attributes
+        from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
 
-        asked = parse_attributes(attributes)
-        faces = [new_face_attributes(target, asked, crop) for _, crop in crops]
+        asked, sources = parse_attributes(attributes), [crop for _, crop in crops]
+        targets = for_each_face(target, sources, "target")
+        faces = [new_face_attributes(one, asked, crop) for one, crop in zip(targets, sources, strict=True)]
         return comfy_bridge.demo_conditioning(faces), comfy_bridge.demo_conditioning([{}])
 
 

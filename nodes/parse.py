@@ -135,7 +135,7 @@ class TrackFaces:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         gap = {
             "default": 12, "min": 0, "max": 1000,
-            "tooltip": "Frames a person may be missing and still be the same one. 0: after one missed frame it is a new one.",
+            "tooltip": "Frames a person may be missing and still be the same one. 0: a new one after one missed frame.",
         }  # fmt: skip
         fill = {
             "default": True,

@@ -32,7 +32,8 @@ class InpaintFaces:
     RETURN_NAMES = ("positive", "negative", "latent")
     DESCRIPTION = (
         "Like InpaintModelConditioning, for face crops: the face is cut out before encoding, so that none of it is seen. "
-        "Works with 9-channel inpaint models and with 4-channel models (noise mask)."
+        "Works with 9-channel inpaint models and with 4-channel models (noise mask). "
+        "With Track Faces, all frames of a person start from the same noise."
     )
     SEARCH_ALIASES = ("InpaintModelConditioning", "noise mask")
 
@@ -58,6 +59,7 @@ class InpaintFaces:
     def encode(self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool) -> tuple[Any, Any, Any]:
         from ..faceanon_core.regions import latent_mask
         from ..faceanon_core.sketch import face_sketch, hide_face
+        from ..faceanon_core.tracking import person_rows
         from . import comfy_bridge
 
         images = torch.cat([crop.tensor for _, crop in crops])
@@ -70,6 +72,8 @@ class InpaintFaces:
         hole = latent_mask(core, source.shape[-1])
         extra = {"concat_latent_image": masked, "concat_mask": hole}
         latent = {"samples": source, "noise_mask": hole}
+        if any(crop.person is not None for _, crop in crops):
+            latent["batch_index"] = person_rows([crop for _, crop in crops])  # samplers then repeat each person's noise
         return comfy_bridge.extend(positive, extra), comfy_bridge.extend(negative, extra), latent
 
 
@@ -92,7 +96,7 @@ class AttributeGuidance:
         return {
             "required": {
                 "encoder": ("FACE_ENCODER", {"tooltip": "The network whose features are matched."}),
-                "target": ("TARGET_FACE", {"tooltip": "The face to pull towards."}),
+                "target": ("TARGET_FACE", {"tooltip": "The face to pull towards: one for all, or one for each face."}),
                 "strength": (
                     "FLOAT",
                     {
@@ -127,7 +131,10 @@ class AttributeGuidance:
                 ),
             },
             "optional": {
-                "crops": ("FACE_CROP", {"tooltip": "The source faces; needed only for away."}),
+                "crops": (
+                    "FACE_CROP",
+                    {"tooltip": "The source faces; needed for away and for people with a target each."},
+                ),
                 "decoder": (
                     "VAE",
                     {"tooltip": "A faster decoder for the guidance, e.g. TAESD. Empty: the sampler's own VAE."},
@@ -139,13 +146,17 @@ class AttributeGuidance:
         self, encoder: Any, target: Any, strength: float, away: float, start: float, end: float, tokens: Any,
         crops: Any = None, decoder: Any = None,
     ) -> tuple[Any]:  # fmt: skip
+        from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
 
         settings = GuidanceSettings(strength=strength, away=away, start=start, end=end, tokens=tokens)
         if away > 0 and crops is None:
             raise InputError("away pushes from the source's features, so connect crops, or set away to 0")
         source = torch.cat([crop.tensor for _, crop in crops]) if crops is not None else None
-        return (comfy_bridge.GuidanceSpec(encoder, target.image, source, settings, decoder),)
+        if crops is not None and len(target) > 1:
+            target = for_each_face(target, [crop for _, crop in crops], "target")
+        images = torch.cat([one.image for one in target])
+        return (comfy_bridge.GuidanceSpec(encoder, images, source, settings, decoder),)
 
 
 class GuidedSampler:
@@ -155,7 +166,10 @@ class GuidedSampler:
     CATEGORY = CATEGORY
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
-    DESCRIPTION = "A KSampler that follows GUIDANCE. With strength 0 it equals KSampler with euler_ancestral bit for bit."
+    DESCRIPTION = (
+        "A KSampler that follows GUIDANCE. With strength 0 it equals KSampler with euler_ancestral bit for bit, "
+        "except that all frames of a tracked person get the same noise at every step."
+    )
     SEARCH_ALIASES = ("KSampler", "anonymize")
 
     @classmethod
@@ -221,7 +235,10 @@ class GuidedSamplerObject:
     CATEGORY = CATEGORY
     FUNCTION = "build"
     RETURN_TYPES = ("SAMPLER",)
-    DESCRIPTION = "Euler-ancestral with attribute guidance, as a SAMPLER for SamplerCustomAdvanced."
+    DESCRIPTION = (
+        "Euler-ancestral with attribute guidance, as a SAMPLER for SamplerCustomAdvanced. "
+        "All frames of a tracked person get the same noise at every step."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -245,7 +262,10 @@ class ApplyGuidance:
     CATEGORY = CATEGORY
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
-    DESCRIPTION = "For stock KSampler nodes. Exact with euler_ancestral; close with other samplers."
+    DESCRIPTION = (
+        "For stock KSampler nodes. Exact with euler_ancestral; close with other samplers. "
+        "Frames of a tracked person share the initial noise only; for video use the Attribute-Guided Sampler."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

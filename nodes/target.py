@@ -1,14 +1,16 @@
-"""Target faces: chosen from the gallery, or cut out of a picture."""
+"""Target faces from the gallery or a picture. A TARGET_FACE is a list: one for all, or one per person."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..faceanon_core.attributes import parse_attributes
+from ..faceanon_core.crop import FaceCrop
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.target import FITTED, choose_target, gallery_index, gallery_target
+from ..faceanon_core.target import FITTED, Target, choose_target, gallery_index, gallery_target
 from .convert import CATEGORY, to_image, to_pixels
 
 AUTOMATIC = "automatic"
@@ -23,8 +25,8 @@ class TargetFace:
     RETURN_TYPES = ("TARGET_FACE", "IMAGE")
     RETURN_NAMES = ("target", "image")
     DESCRIPTION = (
-        "A synthesized face whose attributes the result is pulled towards. "
-        "automatic takes the one that fits the source's sex, age and skin tone best."
+        "A synthesized face whose attributes the result is pulled towards. automatic takes the one that fits the source's "
+        "sex, age and skin tone best, another one for each face; a tracked person has one in all frames."
     )
     SEARCH_ALIASES = ("synthetic face", "identity")
 
@@ -43,7 +45,10 @@ class TargetFace:
                 "seed": ("INT", seed),
             },
             "optional": {
-                "crops": ("FACE_CROP", {"tooltip": "automatic only: the source faces; the target fits the first of them."}),
+                "crops": (
+                    "FACE_CROP",
+                    {"tooltip": "automatic only: the source faces; each gets a target that fits."},
+                ),
                 "encoder": ("FACE_ENCODER", {"tooltip": "automatic only: estimates sex, age and skin tone of the crops."}),
             },
         }
@@ -59,26 +64,36 @@ class TargetFace:
         self, name: str, attributes: str = "", seed: int = 0, crops: Any = None, encoder: Any = None
     ) -> tuple[Any, Tensor]:
         if name == AUTOMATIC:
-            target = choose_target(_estimate(crops, encoder) | parse_attributes(attributes), seed)
+            targets: list[Target] = []
+            asked = parse_attributes(attributes)
+            for index, shown in enumerate(_estimate(crops, encoder)):
+                used = frozenset(target.name for target in targets)
+                targets.append(choose_target(shown | asked, seed + index, avoid=used))
         else:
-            target = gallery_target(name)
-        return target, to_image(target.image)
+            targets = [gallery_target(name)]
+        return targets, to_image(torch.cat([target.image for target in targets]))
 
 
-def _estimate(crops: Any, encoder: Any) -> dict[str, str]:
-    """What the first face shows of the attributes a target is chosen by; nothing where no crops are connected.
+def _estimate(crops: Any, encoder: Any) -> list[dict[str, str]]:
+    """What every person's largest face shows of the attributes a target is chosen by; one empty entry without crops.
 
     Raises: InputError if only one of the two is connected.
     """
     if crops is None and encoder is None:
-        return {}
+        return [{}]
     if crops is None or encoder is None:
         raise InputError("an automatic target that fits the source needs both crops and encoder; connect both or neither")
+    from ..faceanon_core.tracking import person_rows
     from . import comfy_bridge
 
+    sources = [crop for _, crop in crops]
+    largest: dict[int, FaceCrop] = {}
+    for row, crop in zip(person_rows(sources), sources, strict=True):
+        if row not in largest or crop.frame.scale < largest[row].frame.scale:  # the less it was enlarged, the larger it is
+            largest[row] = crop
+    faces = torch.cat([largest[row].tensor for row in sorted(largest)])
     with comfy_bridge.ready_encoder(encoder) as network:
-        guessed, _ = network.predict(crops[0][1].tensor.to(encoder.load_device))[0]
-    return {name: guessed[name] for name in FITTED}
+        return [{name: guessed[name] for name in FITTED} for guessed, _ in network.predict(faces.to(encoder.load_device))]
 
 
 class TargetFromImage:
@@ -107,7 +122,35 @@ class TargetFromImage:
 
         with FaceDetector() as detector, comfy_bridge.ready_encoder(encoder) as network:
             target = target_from_pixels(to_pixels(image[:1])[0], "image", detector, network, size_px=256)
-        return target, to_image(target.image)
+        return [target], to_image(target.image)
 
 
-NODES = (TargetFace, TargetFromImage)
+class CombineTargets:
+    """Targets chosen one by one, handed to the faces in order."""
+
+    TITLE = "Combine Targets"
+    CATEGORY = CATEGORY
+    FUNCTION = "combine"
+    RETURN_TYPES = ("TARGET_FACE",)
+    RETURN_NAMES = ("target",)
+    DESCRIPTION = (
+        "Gives every face the target you choose: the first to the first face, and so on; with Track Faces to the people "
+        "in order of their first appearance. Put one after another for more than four."
+    )
+    SEARCH_ALIASES = ("several targets", "target list", "assign faces")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        def target(number: int) -> tuple[str, dict[str, Any]]:
+            return "TARGET_FACE", {"tooltip": f"The target of face {number} in the order of Crop Faces."}
+
+        return {
+            "required": {"target_1": target(1), "target_2": target(2)},
+            "optional": {"target_3": target(3), "target_4": target(4)},
+        }
+
+    def combine(self, target_1: Any, target_2: Any, target_3: Any = (), target_4: Any = ()) -> tuple[Any]:
+        return ([*target_1, *target_2, *target_3, *target_4],)
+
+
+NODES = (TargetFace, TargetFromImage, CombineTargets)
