@@ -16,6 +16,8 @@ _REGION_COLOURS = {
     "left_eye": (0, 230, 230), "right_eye": (90, 255, 90), "inner_mouth": (120, 0, 60), "upper_lip": (255, 40, 60),
     "lower_lip": (255, 150, 170),
 }  # fmt: skip
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_PAD_PX = 4  # left and right of a caption
 _TINT = 0.35  # opacity of the regions' colours
 
 
@@ -62,13 +64,36 @@ def side_by_side(pictures: list[NDArray[np.uint8]], gap_px: int = 4) -> NDArray[
     return np.hstack(row)
 
 
-def contact_sheet(rows: list[list[NDArray[np.uint8]]], titles: list[str], gap_px: int = 4) -> NDArray[np.uint8]:
-    """A grid of equally sized pictures with a title over each column."""
-    body = [side_by_side(row, gap_px) for row in rows]
-    width = body[0].shape[1]
-    head = np.full((24, width, 3), 255, np.uint8)
-    step = rows[0][0].shape[1] + gap_px
-    for column, title in enumerate(titles):
-        cv2.putText(head, title, (column * step + 4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    line = np.full((gap_px, width, 3), 255, np.uint8)
-    return np.vstack([head, *[piece for row in body for piece in (row, line)][:-1]])
+def contact_sheet(
+    rows: list[list[NDArray[np.uint8]]], titles: list[str], labels: list[str] | None = None, gap_px: int = 4
+) -> NDArray[np.uint8]:
+    """A grid of equally sized pictures with a title over each column.
+
+    Args:
+        rows: (H, W, 3) uint8 RGB pictures, as many in each row as there are titles.
+        labels: one for each row, written left of it; None: rows have no labels.
+    """
+    height, width = rows[0][0].shape[:2]
+    line_px = max(24, width // 16)
+    grid = [[_caption(title, width, line_px, line_px) for title in titles], *rows]
+    if labels is not None:
+        margin = max(_text_width(label, line_px) for label in labels) + 2 * _PAD_PX
+        sides = [_caption("", margin, line_px, line_px), *(_caption(label, margin, height, line_px) for label in labels)]
+        grid = [[side, *row] for side, row in zip(sides, grid, strict=True)]
+    bands = [side_by_side(row, gap_px) for row in grid]
+    line = np.full((gap_px, bands[0].shape[1], 3), 255, np.uint8)
+    return np.vstack([piece for band in bands for piece in (band, line)][:-1])
+
+
+def _caption(text: str, width: int, height: int, line_px: int) -> NDArray[np.uint8]:
+    """A white tile with black text in the middle of its height, smaller than the line where it would not fit."""
+    tile = np.full((height, width, 3), 255, np.uint8)
+    scale = line_px / 48 * min(1.0, (width - 2 * _PAD_PX) / max(1, _text_width(text, line_px)))
+    base = height // 2 + round(11 * scale)  # a capital letter of this font is 22 px high at scale 1
+    cv2.putText(tile, text, (_PAD_PX, base), _FONT, scale, (0, 0, 0), max(1, round(1.5 * scale)), cv2.LINE_AA)
+    return tile
+
+
+def _text_width(text: str, line_px: int) -> int:
+    (width, _), _ = cv2.getTextSize(text, _FONT, line_px / 48, 1)
+    return int(width)

@@ -149,6 +149,11 @@ def vae_encode(vae: Any, images: Tensor) -> Tensor:
     return vae.encode(images.permute(0, 2, 3, 1))  # BCHW -> BHWC
 
 
+def vae_decode(vae: Any, samples: Tensor) -> Tensor:
+    """LATENT samples of this VAE -> (B,3,H,W) float 0..1."""
+    return vae.decode(samples).permute(0, 3, 1, 2)  # BHWC -> BCHW
+
+
 def extend(conditioning: Any, values: dict[str, Any]) -> Any:
     """CONDITIONING with more values on every entry."""
     return node_helpers.conditioning_set_values(conditioning, values)
@@ -168,17 +173,30 @@ def schedule(model: Any, scheduler: str, steps: int, denoise: float) -> Tensor:
 
 
 def sample(
-    model: Any, sampler: Any, sigmas: Tensor, positive: Any, negative: Any, latent: dict[str, Any], seed: int, cfg: float
-) -> dict[str, Any]:
-    """Run a SAMPLER the way SamplerCustom does, with progress bar and preview. Returns: a LATENT."""
+    model: Any, sampler: Any, sigmas: Tensor, positive: Any, negative: Any, latent: dict[str, Any], seed: int, cfg: float,
+    callback: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a SAMPLER the way SamplerCustom does. Returns: a LATENT.
+
+    Args:
+        callback: shows progress; None: a progress bar and preview of this run alone.
+    """
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    callback = callback or latent_preview.prepare_callback(model, len(sigmas) - 1)
     result = comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, positive, negative, samples, noise_mask=latent.get("noise_mask"),
         callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )  # fmt: skip
     return {**latent, "samples": result}
+
+
+def run_callbacks(model: Any, steps: int, runs: int) -> Iterator[Any]:
+    """A `sample` callback for each of several runs, which together fill one progress bar; Cancel works between them too."""
+    show = latent_preview.prepare_callback(model, runs * steps)
+    for done in range(0, runs * steps, steps):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield lambda step, x0, x, _, done=done: show(done + step, x0, x, runs * steps)
 
 
 # ---- guidance ----

@@ -52,6 +52,11 @@ def to_pixels(image: Tensor, name: str = "image") -> list[NDArray[np.uint8]]:
     return list((planes.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
+def from_pixels(pictures: list[NDArray[np.uint8]]) -> Tensor:
+    """(H,W,3) uint8 arrays of one size -> IMAGE."""
+    return torch.from_numpy(np.stack(pictures)).float() / 255
+
+
 def match_batch(tensor: Tensor, count: int, name: str) -> Tensor:
     """Repeat a batch of one to `count`; refuse any other mismatch.
 

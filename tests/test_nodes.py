@@ -19,6 +19,7 @@ IDS = (
     "FaceAnon_CropFaces", "FaceAnon_StitchFaces", "FaceAnon_RegionMask", "FaceAnon_TargetFace",
     "FaceAnon_TargetFromImage", "FaceAnon_InpaintFaces", "FaceAnon_AttributeGuidance", "FaceAnon_GuidedSampler",
     "FaceAnon_GuidedSamplerObject", "FaceAnon_ApplyGuidance",
+    "FaceAnon_BeforeAfter", "FaceAnon_SeedStrengthSheet",
 )  # fmt: skip
 
 
@@ -203,6 +204,25 @@ def test_stitch_refuses_sizes_and_batches_that_differ(portrait: torch.Tensor, cr
         run("StitchFaces", image=portrait, crops=crops, result=torch.rand(1, 128, 128, 3), seam=torch.ones(1, 64, 64))
     with pytest.raises(Exception, match="NaN"):
         run("StitchFaces", image=portrait, crops=crops, result=torch.full((1, 128, 128, 3), float("nan")), seam=seam)
+
+
+def test_before_and_after_stand_side_by_side_under_their_labels(portrait: torch.Tensor) -> None:
+    before, after = torch.cat([portrait, portrait.flip(3)]), torch.cat([portrait.flip(1), portrait.flip(2)])
+    (sheet,) = run("BeforeAfter", before=before, after=after)
+    head = sheet.shape[1] - 512
+    for i in range(2):
+        assert torch.equal(sheet[i, head:, :512], before[i]) and torch.equal(sheet[i, head:, -512:], after[i])
+    for half in (sheet[:, :head, :512], sheet[:, :head, -512:]):
+        assert half.min() < 0.5 < half.max() == 1  # black text on white
+
+
+def test_before_and_after_must_match(portrait: torch.Tensor) -> None:
+    with pytest.raises(Exception, match="before has a batch of 1 but after one of 2"):
+        run("BeforeAfter", before=portrait, after=portrait.repeat(2, 1, 1, 1))
+    with pytest.raises(Exception, match="before is 512x512 but after is 512x500"):
+        run("BeforeAfter", before=portrait, after=portrait[:, :500])
+    with pytest.raises(Exception, match="after holds NaN"):
+        run("BeforeAfter", before=portrait, after=portrait * float("nan"))
 
 
 def test_parse_stops_on_a_face_no_mesh_fits_though_others_work(portrait: torch.Tensor, monkeypatch) -> None:

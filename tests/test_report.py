@@ -9,7 +9,7 @@ import pytest
 
 from faceanon_core.faces import Face
 from faceanon_core.geometry import LEFT_EYE, LIPS_INNER, RIGHT_EYE, Box
-from faceanon_core.report import draw_faces
+from faceanon_core.report import contact_sheet, draw_faces
 
 # landmarks whose mean lies inside a region, away from every line
 INSIDE = {
@@ -51,3 +51,43 @@ def test_a_face_beyond_the_border_is_drawn_as_far_as_it_lies_inside(astronaut, f
     same = (drawn == whole[margin:-margin, margin:-margin])[below_the_number].all(-1)
     assert same.mean() > 0.999  # lines may be rastered differently at the border
     assert (drawn != astronaut)[below_the_number].any(-1).sum() > 1000
+
+
+@pytest.mark.parametrize("labels", [None, ["seed 1", "seed 2"]])
+def test_a_sheet_shows_every_picture_untouched_in_its_place(labels: list[str] | None) -> None:
+    noise = np.random.default_rng(0).integers(0, 128, (2, 3, 70, 90, 3), dtype=np.uint8)
+    noise[..., 2] = 200  # blue: captions are grey
+    sheet = contact_sheet([list(row) for row in noise], ["a", "b", "c"], labels)
+    ys, xs = np.nonzero((sheet[..., 2] == 200) & (sheet[..., 0] < 128))
+    grid = sheet[ys.min() :, xs.min() :]
+    for row, column in np.ndindex(2, 3):
+        top, left = row * 74, column * 94
+        assert np.array_equal(grid[top : top + 70, left : left + 90], noise[row, column])
+    assert grid.shape[:2] == (144, 278)
+
+
+def blank(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 255, np.uint8)
+
+
+def ink(area: np.ndarray) -> int:
+    return int((area < 128).any(-1).sum())
+
+
+def test_titles_stand_over_their_columns_and_labels_beside_their_rows() -> None:
+    rows = [[blank(64, 100) for _ in range(2)] for _ in range(2)]
+    plain = contact_sheet(rows, ["", ""])
+    assert ink(plain) == 0
+    titled = contact_sheet(rows, ["", "strength 2"])
+    assert ink(titled[:24, :100]) == 0 < ink(titled[:24, 104:])
+    labelled = contact_sheet(rows, ["", ""], ["", "seed 7"])
+    margin = labelled.shape[1] - plain.shape[1] - 4
+    assert ink(labelled[:92]) == 0 < ink(labelled[92:, :margin]) == ink(labelled)
+
+
+def test_a_long_title_is_made_to_fit_and_titles_grow_with_the_pictures() -> None:
+    long = contact_sheet([[blank(64, 64), blank(64, 64)]], ["strength 0.12345678", ""])
+    assert 0 < ink(long[:, :64]) == ink(long)
+    small, large = (contact_sheet([[blank(side, side)]], ["after"]) for side in (256, 2048))
+    assert ink(large) > 20 * ink(small)
+    assert large.shape[0] - 2048 == 128 + 4

@@ -1,0 +1,143 @@
+"""Pictures to look at while iterating: before and after, and what seed and strength do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..faceanon_core.errors import InputError, ShapeError
+from .convert import CATEGORY, check_side, from_mask, from_pixels, match_batch, to_image, to_pixels
+from .sample import GuidedSampler
+
+_SEEDS = 2**64  # one more than the largest seed
+_MAX_STRENGTHS = 16
+
+
+class BeforeAfter:
+    """Two IMAGEs -> IMAGE: every pair of pictures side by side, labelled."""
+
+    TITLE = "Before and After"
+    CATEGORY = CATEGORY
+    FUNCTION = "compare"
+    RETURN_TYPES = ("IMAGE",)
+    DESCRIPTION = "Puts two pictures side by side with the labels before and after; of batches, each pair."
+    SEARCH_ALIASES = ("compare images", "side by side", "preview")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "before": ("IMAGE", {"tooltip": "The pictures as they were, for example from Load Image."}),
+                "after": ("IMAGE", {"tooltip": "The same pictures after Stitch Faces; same size and batch as before."}),
+            }
+        }
+
+    def compare(self, before: Tensor, after: Tensor) -> tuple[Tensor]:
+        from ..faceanon_core.report import contact_sheet
+
+        old, new = to_pixels(before, "before"), to_pixels(after, "after")
+        if len(old) != len(new):
+            raise InputError(f"before has a batch of {len(old)} but after one of {len(new)}; connect the same pictures")
+        if old[0].shape != new[0].shape:
+            (height, width), (new_height, new_width) = old[0].shape[:2], new[0].shape[:2]
+            raise ShapeError(f"before is {width}x{height} but after is {new_width}x{new_height}; connect the same pictures")
+        return (from_pixels([contact_sheet([list(pair)], ["before", "after"]) for pair in zip(old, new, strict=True)]),)
+
+
+class SeedStrengthSheet:
+    """Samples the first face with every combination of seed and strength: one labelled IMAGE."""
+
+    TITLE = "Contact Sheet (seeds x strengths)"
+    CATEGORY = CATEGORY
+    FUNCTION = "draw"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("sheet",)
+    DESCRIPTION = (
+        "Samples the first face with several seeds (rows) and guidance strengths (columns) and puts the results on one "
+        "sheet, to find good values for the Attribute-Guided Sampler. Strength 0 is the sample without guidance."
+    )
+    SEARCH_ALIASES = ("XY plot", "grid", "compare seeds", "parameter sweep")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                **GuidedSampler.INPUT_TYPES()["required"],
+                "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance; strengths replaces its strength."}),
+                "crops": ("FACE_CROP", {"tooltip": "From Crop Faces; the first face is shown."}),
+                "seam": ("MASK", {"tooltip": "From Region Mask: where the result replaces the crop."}),
+                "seeds": (
+                    "INT",
+                    {"default": 4, "min": 1, "max": 16, "tooltip": "Number of rows: seed, seed + 1 and so on."},
+                ),
+                "strengths": (
+                    "STRING",
+                    {
+                        "default": "0, 0.5, 1, 2",
+                        "tooltip": "The columns: up to 16 guidance strengths of at least 0, separated by commas.",
+                    },
+                ),
+            }
+        }
+
+    def draw(
+        self, model: Any, vae: Any, positive: Any, negative: Any, latent: Any, guidance: Any, seed: int, steps: int,
+        cfg: float, scheduler: str, denoise: float, crops: Any, seam: Tensor, seeds: int, strengths: str,
+    ) -> tuple[Tensor]:  # fmt: skip
+        from ..faceanon_core.report import contact_sheet
+        from . import comfy_bridge
+
+        weight = match_batch(from_mask(seam, "seam"), len(crops), "seam")[:1]
+        check_side(weight, crops, "seam")
+        first, source = _first_face(latent, len(crops)), crops[0][1].tensor
+        columns, numbers = _strengths(strengths), [(seed + row) % _SEEDS for row in range(seeds)]
+        specs = [_at_strength(guidance, strength) for strength in columns]
+        sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
+        callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, len(numbers) * len(specs))
+        cells = []
+        for number in numbers:
+            for spec in specs:
+                sampler = comfy_bridge.guided_sampler(spec, vae)
+                sampled = comfy_bridge.sample(
+                    model, sampler, sigmas, positive, negative, first, number, cfg, next(callbacks)
+                )
+                result = comfy_bridge.vae_decode(vae, sampled["samples"]).to(source)
+                check_side(result, crops, "result")
+                cells += to_pixels(to_image(source + weight * (result - source)))
+        rows = [cells[start : start + len(columns)] for start in range(0, len(cells), len(columns))]
+        titles = [f"strength {strength:g}" for strength in columns]
+        return (from_pixels([contact_sheet(rows, titles, [f"seed {number}" for number in numbers])]),)
+
+
+def _first_face(latent: dict[str, Any], faces: int) -> dict[str, Any]:
+    """The LATENT of the first face alone; ComfyUI itself cuts conditioning to the latent's batch.
+
+    Raises: InputError if the latent holds another number of faces.
+    """
+    if len(latent["samples"]) != faces:
+        raise InputError(
+            f"the latent holds {len(latent['samples'])} faces but there are {faces} crops; connect those of Inpaint Faces"
+        )
+    return {name: latent[name][:1] for name in ("samples", "noise_mask", "batch_index") if name in latent}
+
+
+def _strengths(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f'strengths must be numbers such as "0, 0.5, 1, 2", got {text!r}') from error
+    if not 1 <= len(values) <= _MAX_STRENGTHS:
+        raise InputError(f"strengths must hold 1 to {_MAX_STRENGTHS} numbers, got {len(values)}")
+    return values
+
+
+def _at_strength(guidance: Any, strength: float) -> Any:
+    """The GUIDANCE of the first face alone, with another strength."""
+    source = None if guidance.source is None else guidance.source[:1]
+    settings = replace(guidance.settings, strength=strength)
+    return replace(guidance, target=guidance.target[:1], source=source, settings=settings)
+
+
+NODES = (BeforeAfter, SeedStrengthSheet)
