@@ -24,6 +24,8 @@ _TINT = 0.35  # opacity of the regions' colours
 def draw_faces(pixels: NDArray[np.uint8], faces: list[Face]) -> NDArray[np.uint8]:
     """Draw box, number (from 1), confidence, outlines and coloured regions of every face on a copy of a picture.
 
+    A tracked face shows its person's number instead of its own.
+
     The regions are those of `LandmarkParser`; left and right (the subject's own) differ in colour.
 
     Args:
@@ -41,8 +43,9 @@ def draw_faces(pixels: NDArray[np.uint8], faces: list[Face]) -> NDArray[np.uint8
             fine = max(1, round(box.width / 300))  # so that the lines leave the regions of a small face visible
             cv2.polylines(drawn, [points], True, (0, 255, 160), fine, cv2.LINE_AA)
         place = (corners[0][0], max(12, corners[0][1] - 4))
+        shown = number if face.person is None else face.person + 1
         cv2.putText(
-            drawn, f"{number}: {face.score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 + 0.15 * width, (255, 210, 0), width
+            drawn, f"{shown}: {face.score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 + 0.15 * width, (255, 210, 0), width
         )
     return drawn
 

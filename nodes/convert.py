@@ -69,6 +69,15 @@ def match_batch(tensor: Tensor, count: int, name: str) -> Tensor:
     raise InputError(f"{name} has a batch of {len(tensor)} but there are {count} faces; pass one, or one for each face")
 
 
+def check_count(pictures: list[NDArray[np.uint8]], faces: Any) -> None:
+    """Refuse FACES of another batch than the pictures'.
+
+    Raises: InputError.
+    """
+    if len(pictures) != len(faces):
+        raise InputError(f"the image has a batch of {len(pictures)} but the faces come from {len(faces)} pictures")
+
+
 def check_side(tensor: Tensor, crops: Any, name: str) -> None:
     """Refuse (B,C,H,W) that is not as large as the crops.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError, NoFaceError
-from .convert import CATEGORY, check_side, from_image, from_mask, match_batch, to_image, to_pixels
+from .convert import CATEGORY, check_count, check_side, from_image, from_mask, match_batch, to_image, to_pixels
 
 
 class CropFaces:
@@ -41,8 +41,7 @@ class CropFaces:
         from ..faceanon_core.crop import crop_face
 
         pictures = to_pixels(image)
-        if len(pictures) != len(faces):
-            raise InputError(f"the image has a batch of {len(pictures)} but the faces come from {len(faces)} pictures")
+        check_count(pictures, faces)
         if not any(faces):
             raise NoFaceError("there is no face to crop in any picture")
         crops = [

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..faceanon_core.errors import AnonymizationError, NoFaceError, UnknownNameError
-from .convert import CATEGORY, to_pixels
+from .convert import CATEGORY, check_count, to_pixels
 
 _ORDERS = ("largest first", "left to right", "top to bottom")
 
@@ -51,7 +52,6 @@ class ParseFaces:
 
     def parse(self, image: Tensor, min_score: float, allow_empty: bool = False) -> tuple[Any, Tensor, int]:
         from ..faceanon_core.faces import FaceDetector
-        from ..faceanon_core.report import draw_faces
 
         pictures = to_pixels(image)
         with FaceDetector(min_score) as detector:
@@ -67,8 +67,7 @@ class ParseFaces:
             where = "the picture" if len(faces) == 1 else f"picture {', '.join(empty)} of the batch"
             more = "" if len(empty) == len(faces) else "; for video frames allow_empty lets such pictures pass"
             raise NoFaceError(f"no face was found in {where}; lower min_score, or use a larger or clearer picture{more}")
-        drawn = np.stack([draw_faces(pixels, found) for pixels, found in zip(pictures, faces, strict=True)])
-        return faces, torch.from_numpy(drawn).float() / 255, sum(len(found) for found in faces)
+        return faces, _drawn(pictures, faces), sum(len(found) for found in faces)
 
 
 class SelectFaces:
@@ -123,11 +122,11 @@ class TrackFaces:
     TITLE = "Track Faces"
     CATEGORY = CATEGORY
     FUNCTION = "track"
-    RETURN_TYPES = ("FACES", "INT")
-    RETURN_NAMES = ("faces", "people")
+    RETURN_TYPES = ("FACES", "IMAGE", "INT")
+    RETURN_NAMES = ("faces", "preview", "people")
     DESCRIPTION = (
         "For video frames as a batch: follows every person through the frames by place and size, so that each keeps one "
-        "target and one noise. Only for frames of one shot."
+        "target and one noise. Only for frames of one shot. The preview shows every person's number."
     )
     SEARCH_ALIASES = ("video", "face tracking", "frames", "person")
 
@@ -144,18 +143,30 @@ class TrackFaces:
         }
         return {
             "required": {
-                "faces": ("FACES", {"tooltip": "From Parse Faces or Select Faces: the faces of every frame, in order."}),
+                "image": ("IMAGE", {"tooltip": "The frames the faces were found in, in the order of time."}),
+                "faces": ("FACES", {"tooltip": "From Parse Faces or Select Faces."}),
                 "max_gap": ("INT", gap),
                 "fill_gaps": ("BOOLEAN", fill),
             }
         }
 
-    def track(self, faces: Any, max_gap: int, fill_gaps: bool) -> tuple[Any, int]:
+    def track(self, image: Tensor, faces: Any, max_gap: int, fill_gaps: bool) -> tuple[Any, Tensor, int]:
         from ..faceanon_core import tracking
 
+        pictures = to_pixels(image)
+        check_count(pictures, faces)
         tracked = tracking.track_faces(faces, max_gap)
         people = len({face.person for found in tracked for face in found})
-        return tracking.fill_gaps(tracked) if fill_gaps else tracked, people
+        if fill_gaps:
+            tracked = tracking.fill_gaps(tracked)
+        return tracked, _drawn(pictures, tracked), people
+
+
+def _drawn(pictures: list[NDArray[np.uint8]], faces: Any) -> Tensor:
+    from ..faceanon_core.report import draw_faces
+
+    drawn = np.stack([draw_faces(pixels, found) for pixels, found in zip(pictures, faces, strict=True)])
+    return torch.from_numpy(drawn).float() / 255
 
 
 def _numbers(text: str, count: int) -> list[int]:

@@ -13,13 +13,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from pack import NAME, load_pack
 
+from faceanon_core.target import gallery_index
+
 NODES = load_pack().NODE_CLASS_MAPPINGS
 IDS = (
     "FaceAnon_LoadDemoModel", "FaceAnon_DemoConditioning", "FaceAnon_ParseFaces", "FaceAnon_SelectFaces",
     "FaceAnon_CropFaces", "FaceAnon_StitchFaces", "FaceAnon_RegionMask", "FaceAnon_TargetFace",
     "FaceAnon_TargetFromImage", "FaceAnon_InpaintFaces", "FaceAnon_AttributeGuidance", "FaceAnon_GuidedSampler",
     "FaceAnon_GuidedSamplerObject", "FaceAnon_ApplyGuidance",
-    "FaceAnon_BeforeAfter", "FaceAnon_SeedStrengthSheet",
+    "FaceAnon_BeforeAfter", "FaceAnon_SeedStrengthSheet", "FaceAnon_TrackFaces", "FaceAnon_CombineTargets",
 )  # fmt: skip
 
 
@@ -122,6 +124,56 @@ def test_parse_refuses_bad_pictures(portrait: torch.Tensor) -> None:
         run("ParseFaces", image=portrait * 255)
     with pytest.raises(Exception, match="at least 64 pixels"):
         run("ParseFaces", image=portrait[:, :32])
+
+
+def test_video_frames_without_a_face_may_pass_unchanged(portrait: torch.Tensor) -> None:
+    frames = torch.cat([portrait, torch.full_like(portrait, 0.3), portrait])
+    with pytest.raises(Exception, match=r"no face was found in picture 2 of the batch.*allow_empty"):
+        run("ParseFaces", image=frames)
+    faces, preview, count = run("ParseFaces", image=frames, allow_empty=True)
+    assert [len(found) for found in faces] == [1, 0, 1] and count == 2
+    assert torch.equal((preview[1] * 255).round(), (frames[1] * 255).round())
+    (faces,) = run("SelectFaces", faces=faces, order="largest first", numbers="1")
+    crops, _ = run("CropFaces", image=frames, faces=faces, size=128)
+    assert [index for index, _ in crops] == [0, 2]
+    _, seam, _ = run("RegionMask", crops=crops)
+    (stitched,) = run("StitchFaces", image=frames, crops=crops, result=torch.rand(2, 128, 128, 3), seam=seam)
+    assert [torch.equal(new, old) for new, old in zip(stitched, frames, strict=True)] == [False, True, False]
+
+
+def test_pictures_without_any_face_stop_although_empty_ones_are_allowed(portrait: torch.Tensor) -> None:
+    empty = torch.full((2, 128, 128, 3), 0.5)
+    with pytest.raises(Exception, match="no face was found in picture 1, 2 of the batch"):
+        run("ParseFaces", image=empty, allow_empty=True)
+    with pytest.raises(Exception, match="there is no face to crop"):
+        run("CropFaces", image=empty, faces=[[], []])
+
+
+def test_tracking_numbers_people_and_replaces_faces_missed_in_between(portrait: torch.Tensor) -> None:
+    """The detector's miss is made by dropping what it found in the middle frame."""
+    frames = torch.cat([portrait, portrait.roll(6, 2), portrait.roll(12, 2)])
+    faces, _, _ = run("ParseFaces", image=frames)
+    missed = [faces[0], [], faces[2]]
+    tracked, preview, people = run("TrackFaces", image=frames, faces=missed)
+    assert people == 1 and [[face.person for face in found] for found in tracked] == [[0], [0], [0]]
+    assert abs(tracked[1][0].landmarks - faces[1][0].landmarks).max() < 3
+    assert preview.shape == frames.shape and not torch.equal(preview[1], frames[1])
+    crops, _ = run("CropFaces", image=frames, faces=tracked, size=128)
+    assert [crop.person for _, crop in crops] == [0, 0, 0]
+    left, _, _ = run("TrackFaces", image=frames, faces=missed, fill_gaps=False)
+    assert [len(found) for found in left] == [1, 0, 1]
+    assert run("TrackFaces", image=frames, faces=missed, max_gap=0)[2] == 2
+    with pytest.raises(Exception, match="batch of 2 but the faces come from 3 pictures"):
+        run("TrackFaces", image=frames[:2], faces=missed)
+
+
+def test_a_target_is_a_list_and_lists_combine_in_order() -> None:
+    names = sorted(gallery_index())
+    chosen = [run("TargetFace", name=name) for name in names[:3]]
+    assert [(target[0].name, image.shape[0]) for target, image in chosen] == [(name, 1) for name in names[:3]]
+    (two,) = run("CombineTargets", target_1=chosen[2][0], target_2=chosen[0][0])
+    (four,) = run("CombineTargets", target_1=two, target_2=chosen[1][0], target_3=chosen[1][0])
+    assert [target.name for target in four] == [names[2], names[0], names[1], names[1]]
 
 
 def test_select_refuses_numbers_that_do_not_exist(faces: Any) -> None:
