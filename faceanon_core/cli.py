@@ -69,6 +69,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
     parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
+    parser.add_argument(
+        "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 1)"
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
     parser.add_argument(
@@ -100,6 +103,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         guidance=guidance,
         target=options.target,
         attributes=parse_attributes(options.attributes),
+        proportions=preset.proportions if options.proportions is None else options.proportions,
         steps=preset.steps if options.steps is None else options.steps,
         seed=options.seed,
         faces=options.faces,

@@ -27,11 +27,12 @@ from .faces import Face, FaceDetector, Unfitted
 from .guidance import AttributeGuidance, GuidanceSettings
 from .image import load_picture
 from .parsing import FaceParser, LandmarkParser, region_labels
+from .proportions import change_proportions
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
-from .skin import mouth_expression
-from .target import FITTED, Target, choose_target, gallery_target, target_from_pixels
+from .skin import crop_skin_tone, mouth_expression
+from .target import Target, choose_target, fitting_attributes, gallery_target, target_from_pixels
 from .weights import ASSETS
 
 Policy = Literal["error", "redact", "keep"]
@@ -53,6 +54,7 @@ class Settings:
     eta: float = 1.0
     start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
     describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
+    proportions: float = 1.0  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
     same_seed: bool = False  # one seed for every face, as the reference does
     faces: str = "all"  # "all", "largest", or a count of the largest ones
     on_failure: Policy = "error"
@@ -60,6 +62,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise InputError(f"steps must be 1 to 1000, got {self.steps}")
+        if not 0 <= self.proportions <= 2:
+            raise InputError(f"proportions must be 0 to 2, got {self.proportions}")
         if self.on_failure not in ("error", "redact", "keep"):
             raise InputError(f"on-failure must be error, redact or keep, got {self.on_failure!r}")
         if self.faces not in ("all", "largest") and not (self.faces.isdigit() and int(self.faces) > 0):
@@ -179,13 +183,12 @@ class Anonymizer:
         if settings.target is not None:
             self._named_target(settings.target)
 
-    def find_target(self, settings: Settings, source: Tensor, seed: int, used: frozenset[str] = frozenset()) -> Target:
+    def find_target(self, settings: Settings, source: FaceCrop, seed: int, used: frozenset[str] = frozenset()) -> Target:
         """The target for one face: named, from a file, or the gallery face that fits what was asked and the source."""
         if settings.target is not None:
             return self._named_target(settings.target)
-        guessed, _ = self.encoder.predict(source)[0]
-        wanted = {name: guessed[name] for name in FITTED} | settings.attributes
-        return choose_target(wanted, seed, avoid=used)
+        guessed, _ = self.encoder.predict(source.tensor)[0]
+        return choose_target(fitting_attributes(source, guessed) | settings.attributes, seed, avoid=used)
 
     def _named_target(self, name: str) -> Target:
         if name not in self._named:
@@ -203,7 +206,8 @@ class Anonymizer:
     ) -> Tensor:  # fmt: skip
         """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
         source, model = crop.tensor, self.model
-        filling = face_sketch(crop.landmarks, model.size_px) if settings.describe else 0.5
+        changed = change_proportions(crop.landmarks, mask.core, seed, settings.proportions)
+        filling = face_sketch(changed, model.size_px) if settings.describe else 0.5
         hidden = hide_face(source, mask.core, filling)
         source_latent, masked_latent = model.encode(source), model.encode(hidden)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
@@ -225,7 +229,7 @@ class Anonymizer:
         crop = crop_face(image, face, self.model.size_px)
         mask = region_mask(self.parser.parse(crop.pixels, crop.landmarks), settings.regions, self.parser)
         seed = settings.seed + (0 if settings.same_seed else index)
-        target = self.find_target(settings, crop.tensor, seed, used)
+        target = self.find_target(settings, crop, seed, used)
         losses: list[dict[str, float]] = []
 
         def on_step(step: Step) -> None:
@@ -241,11 +245,12 @@ class Anonymizer:
 
 
 def new_face_attributes(target: Target, asked: Attributes, crop: FaceCrop) -> Attributes:
-    """Attributes the model is conditioned on: the target's, what the user asked, and the source's own expression.
+    """Attributes the model is conditioned on: the target's, what the user asked, and the source's expression and skin tone.
 
-    Hair is left out: it lies outside the face and stays.
+    Neck and ears stay, so the new skin has to match them. Hair is left out: it lies outside the face and stays.
     """
-    attributes = {**target.attributes, "expression": mouth_expression(crop.landmarks), **asked}
+    own = {"expression": mouth_expression(crop.landmarks), "skin": crop_skin_tone(crop.pixels, crop.landmarks)}
+    attributes = {**target.attributes, **own, **asked}
     if "hair" not in asked:
         attributes.pop("hair", None)
     return attributes

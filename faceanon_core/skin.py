@@ -39,6 +39,11 @@ def skin_tone(angle: float) -> str:
     return next(name for bound, name in _ITA_CLASSES if angle > bound)
 
 
+def crop_skin_tone(crop: NDArray[np.uint8], landmarks: FloatArray) -> str:
+    """Value of the attribute "skin" that a face crop shows; arguments as for `typology_angle`."""
+    return skin_tone(typology_angle(crop, landmarks))
+
+
 def mouth_expression(landmarks: FloatArray) -> str:
     """Value of the attribute "expression": a wide mouth is a smile, else an open one is open, else neutral."""
     unit = max(inter_ocular(landmarks), 1e-6)

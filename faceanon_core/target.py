@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .attributes import Attributes
-from .crop import crop_face
+from .crop import FaceCrop, crop_face
 from .encoder import DemoEncoder
 from .errors import InputError, UnknownNameError
 from .faces import FaceDetector
 from .image import load_picture
+from .skin import crop_skin_tone
 from .weights import GALLERY
 
 
@@ -27,9 +28,6 @@ class Target:
     name: str
     image: Tensor
     attributes: Attributes
-
-
-FITTED = ("sex", "age", "skin")  # what an automatically chosen target shares with the source
 
 
 def gallery_index(folder: Path = GALLERY) -> dict[str, Attributes]:
@@ -67,6 +65,16 @@ def target_from_pixels(
     image = crop_face(pixels, faces[0], size_px).tensor
     attributes, sure = encoder.predict(image)[0]
     return Target(name, image, {key: value for key, value in attributes.items() if sure[key] >= 0.5})
+
+
+def fitting_attributes(source: FaceCrop, predicted: Attributes) -> Attributes:
+    """What an automatically chosen target shares with its source: sex and age as the encoder sees them, measured skin.
+
+    Args:
+        predicted: values of `DemoEncoder.predict` for this crop.
+    """
+    skin = crop_skin_tone(source.pixels, source.landmarks)
+    return {"sex": predicted["sex"], "age": predicted["age"], "skin": skin}
 
 
 def choose_target(wanted: Attributes, seed: int, folder: Path = GALLERY, avoid: frozenset[str] = frozenset()) -> Target:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..faceanon_core.attributes import parse_attributes
 from ..faceanon_core.crop import FaceCrop
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.target import FITTED, Target, choose_target, gallery_index, gallery_target
+from ..faceanon_core.target import Target, choose_target, fitting_attributes, gallery_index, gallery_target
 from .convert import CATEGORY, to_image, to_pixels
 
 AUTOMATIC = "automatic"
@@ -91,9 +91,10 @@ def _estimate(crops: Any, encoder: Any) -> list[dict[str, str]]:
     for row, crop in zip(person_rows(sources), sources, strict=True):
         if row not in largest or crop.frame.scale < largest[row].frame.scale:  # the less it was enlarged, the larger it is
             largest[row] = crop
-    faces = torch.cat([largest[row].tensor for row in sorted(largest)])
+    chosen = [largest[row] for row in sorted(largest)]
     with comfy_bridge.ready_encoder(encoder) as network:
-        return [{name: guessed[name] for name in FITTED} for guessed, _ in network.predict(faces.to(encoder.load_device))]
+        guesses = network.predict(torch.cat([crop.tensor for crop in chosen]).to(encoder.load_device))
+    return [fitting_attributes(crop, guessed) for crop, (guessed, _) in zip(chosen, guesses, strict=True)]
 
 
 class TargetFromImage:

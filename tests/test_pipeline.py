@@ -299,6 +299,7 @@ def test_unknown_names_are_refused_before_any_work(change, message: str) -> None
     ("change", "message"),
     [
         ({"steps": 0}, "steps must be 1 to 1000, got 0"),
+        ({"proportions": 3}, "proportions must be 0 to 2, got 3"),
         ({"steps": 1001}, "steps must be 1 to 1000, got 1001"),
         ({"faces": "0"}, "faces must be all, largest or a number of at least 1, got '0'"),
         ({"faces": "some"}, "got 'some'"),
@@ -314,9 +315,11 @@ def test_settings_without_a_meaning_are_refused(change, message: str) -> None:
 # what the new face is made from
 
 
-def test_the_new_face_has_the_targets_attributes_the_sources_expression_and_what_was_asked(crop) -> None:
-    target = Target("t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black"})
-    assert new_face_attributes(target, {"age": "senior"}, crop) == {"sex": "male", "age": "senior", "expression": "smile"}
+def test_the_new_face_has_the_targets_attributes_the_sources_expression_and_skin_and_what_was_asked(crop) -> None:
+    target = Target("t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"})
+    shown = {"expression": "smile", "skin": "very-light"}
+    assert new_face_attributes(target, {"age": "senior"}, crop) == {"sex": "male", "age": "senior", **shown}
+    assert new_face_attributes(target, {"skin": "tan"}, crop)["skin"] == "tan"
     assert new_face_attributes(target, {"hair": "red"}, crop)["hair"] == "red"
 
 

@@ -131,7 +131,7 @@ def _run(
 def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings) -> Measured:
     crop = as_crop(faces, i)
     seed = settings.seed + i
-    target = anonymizer.find_target(settings, crop.tensor, seed)
+    target = anonymizer.find_target(settings, crop, seed)
     began = time.time()
     mixed, pixels = _run(anonymizer, crop, settings, target, seed)
     seconds = time.time() - began

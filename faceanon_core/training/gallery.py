@@ -21,7 +21,7 @@ from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
 from ..sampling import sample_guided, seeded_noise
 from ..sketch import face_sketch, hide_face
-from ..skin import skin_tone, typology_angle
+from ..skin import crop_skin_tone
 from .data import FaceSet
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ def judge_gallery(encoder: DemoEncoder, folder: Path) -> None:
             known = {name: shown[name] for name in ("sex", "age", "ethnicity") if sure[name] >= 0.5}
             if known.get("age") != WISHES.get(path.stem, {}).get("age"):
                 known.pop("age", None)  # the encoder's age is right too seldom to stand alone
-            angle = typology_angle(pixels, detector.detect(pixels)[0].landmarks)
-            index[path.stem] = known | {"skin": skin_tone(angle)}
+            skin = crop_skin_tone(pixels, detector.detect(pixels)[0].landmarks)
+            index[path.stem] = known | {"skin": skin}
     (folder / "gallery.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..attributes import Attributes
-from ..skin import mouth_expression, skin_tone, typology_angle
+from ..skin import crop_skin_tone, mouth_expression
 from .data import FaceRecord, FaceSet
 
 # First match wins; the captions are the queries under which SFHQ shows its pictures.
@@ -80,7 +80,7 @@ def label_faces(faces: FaceSet) -> list[Attributes]:
     labels = []
     for i, record in enumerate(faces.records):
         known = record_attributes(record)
-        known["skin"] = skin_tone(typology_angle(faces.image(i), faces.landmarks[i]))
+        known["skin"] = crop_skin_tone(faces.image(i), faces.landmarks[i])
         known["expression"] = mouth_expression(faces.landmarks[i])
         labels.append(known)
     return labels
