@@ -62,9 +62,13 @@ class SeedStrengthSheet:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        sampler = GuidedSampler.INPUT_TYPES()["required"]
+        # no new seed after a run: a sheet is compared with the one before
+        seed = {**sampler["seed"][1], "control_after_generate": False, "tooltip": "The seed of the first row."}
         return {
             "required": {
-                **GuidedSampler.INPUT_TYPES()["required"],
+                **sampler,
+                "seed": ("INT", seed),
                 "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance; strengths replaces its strength."}),
                 "crops": ("FACE_CROP", {"tooltip": "From Crop Faces; the first face is shown."}),
                 "seam": ("MASK", {"tooltip": "From Region Mask: where the result replaces the crop."}),
