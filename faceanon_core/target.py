@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .attributes import Attributes
+from .attributes import BY_NAME, Attributes
 from .crop import FaceCrop, crop_face
 from .encoder import DemoEncoder
 from .errors import InputError, UnknownNameError
@@ -87,11 +87,16 @@ def choose_target(wanted: Attributes, seed: int, folder: Path = GALLERY, avoid: 
     names = [name for name in sorted(index) if name not in avoid] or sorted(index)
     order = np.random.default_rng(seed).permutation(len(names))
 
-    def agreement(name: str) -> int:
-        return sum(_WEIGHT.get(key, 1) for key, value in wanted.items() if index[name].get(key) == value)
-
-    best = max((names[i] for i in order), key=agreement)
+    best = max((names[i] for i in order), key=lambda name: _agreement(index[name], wanted))
     return gallery_target(best, folder)
 
 
-_WEIGHT = {"sex": 4, "age": 3, "skin": 2}  # a wrong sex or age shows more than a wrong hair colour
+def _agreement(shown: Attributes, wanted: Attributes) -> int:
+    score = sum(_WEIGHT.get(key, 1) for key, value in wanted.items() if shown.get(key) == value)
+    if "skin" in wanted and "skin" in shown:
+        tones = BY_NAME["skin"].values
+        score -= abs(tones.index(wanted["skin"]) - tones.index(shown["skin"]))  # a near tone beats a far one
+    return score
+
+
+_WEIGHT = {"sex": 4, "age": 2}  # a wrong sex or age shows more than a wrong hair colour

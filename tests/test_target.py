@@ -51,6 +51,8 @@ def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
         ({"sex": "female", "age": "child"}, {"dot"}),
         ({"age": "senior"}, {"ann", "ben"}),
         ({"sex": "female", "age": "adult"}, {"ann", "dot"}),  # the sex weighs more than the age
+        ({"skin": "very-light"}, {"ann", "cem"}),  # nobody has it, the nearest tone counts
+        ({"sex": "male", "age": "senior", "skin": "light"}, {"cem"}),  # a far tone shows more than another age
         ({}, set(FOUR)),
     ],
 )
