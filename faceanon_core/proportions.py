@@ -57,11 +57,7 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
             _Feature(geometry.LEFT_BROW, sideways, brows_down * _BROWS_DOWN),
         ),
         (_Feature(geometry.NOSE_RIDGE + geometry.NOSE_BASE, 0.0, nose_down * _NOSE_DOWN, nose_width * _NOSE_WIDTH),),
-        (
-            _Feature(
-                geometry.LIPS_OUTER + geometry.LIPS_INNER, 0.0, mouth_down * _MOUTH_DOWN, mouth_width * _MOUTH_WIDTH
-            ),
-        ),
+        (_Feature(geometry.LIPS_OUTER + geometry.LIPS_INNER, 0.0, mouth_down * _MOUTH_DOWN, mouth_width * _MOUTH_WIDTH),),
     )
     right_eye, left_eye = eye_centers(landmarks)
     unit = float(np.linalg.norm(left_eye - right_eye))

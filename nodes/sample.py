@@ -53,27 +53,50 @@ class InpaintFaces:
                         "tooltip": "On: pose and expression are drawn into the hole (demo model only). Off: plain grey.",
                     },
                 ),
+                "proportions": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 2.0,
+                        "step": 0.1,
+                        "tooltip": "How far the sketch's eyes, brows, nose and mouth move from the source's places, so that "
+                        "it does not hand the source's face on. 0 keeps them and leaks identity!",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {**_SEED, "control_after_generate": False, "tooltip": "Another number, other proportions."},
+                ),
             }
         }
 
-    def encode(self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool) -> tuple[Any, Any, Any]:
+    def encode(
+        self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int
+    ) -> tuple[Any, Any, Any]:
+        from ..faceanon_core.proportions import change_proportions
         from ..faceanon_core.regions import latent_mask
         from ..faceanon_core.sketch import face_sketch, hide_face
         from ..faceanon_core.tracking import person_rows
         from . import comfy_bridge
 
-        images = torch.cat([crop.tensor for _, crop in crops])
+        sources = [crop for _, crop in crops]
+        persons = person_rows(sources)
+        images = torch.cat([crop.tensor for crop in sources])
         core = (match_batch(from_mask(mask), len(crops), "mask") >= 0.5).float()
         check_side(core, crops, "mask")
-        size = images.shape[-1]
-        filling = torch.cat([face_sketch(crop.landmarks, size) for _, crop in crops]) if sketch else 0.5
+        filling: Tensor | float = 0.5
+        if sketch:
+            rows = zip(sources, core.split(1), persons, strict=True)
+            poses = [change_proportions(crop.landmarks, hole, seed + person, proportions) for crop, hole, person in rows]
+            filling = torch.cat([face_sketch(pose, images.shape[-1]) for pose in poses])
         source = comfy_bridge.vae_encode(vae, images)
         masked = comfy_bridge.vae_encode(vae, hide_face(images, core, filling))
         hole = latent_mask(core, source.shape[-1])
         extra = {"concat_latent_image": masked, "concat_mask": hole}
         latent = {"samples": source, "noise_mask": hole}
-        if any(crop.person is not None for _, crop in crops):
-            latent["batch_index"] = person_rows([crop for _, crop in crops])  # samplers then repeat each person's noise
+        if any(crop.person is not None for crop in sources):
+            latent["batch_index"] = persons  # samplers then repeat each person's noise
         return comfy_bridge.extend(positive, extra), comfy_bridge.extend(negative, extra), latent
 
 

@@ -316,7 +316,9 @@ def test_settings_without_a_meaning_are_refused(change, message: str) -> None:
 
 
 def test_the_new_face_has_the_targets_attributes_the_sources_expression_and_skin_and_what_was_asked(crop) -> None:
-    target = Target("t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"})
+    target = Target(
+        "t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"}
+    )
     shown = {"expression": "smile", "skin": "very-light"}
     assert new_face_attributes(target, {"age": "senior"}, crop) == {"sex": "male", "age": "senior", **shown}
     assert new_face_attributes(target, {"skin": "tan"}, crop)["skin"] == "tan"
