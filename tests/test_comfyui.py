@@ -15,6 +15,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,158 @@ def test_the_demo_vae_is_the_cores(bridge: Any) -> None:
         torch.testing.assert_close(decoded.cpu(), core.decode(latent.cpu()).clamp(0, 1), rtol=0, atol=1e-4)
 
 
+# ---- people, in this process ----
+
+
+def _run_node(name: str, **inputs: Any) -> Any:
+    node = load_pack().NODE_CLASS_MAPPINGS[f"FaceAnon_{name}"]
+    declared = node.INPUT_TYPES()
+    options = {key: spec[1] for part in declared.values() for key, spec in part.items()}
+    values = {key: spec["default"] for key, spec in options.items() if "default" in spec}
+    with torch.inference_mode():
+        return getattr(node(), node.FUNCTION)(**{**values, **inputs})
+
+
+@pytest.fixture(scope="module")
+def demo(bridge: Any) -> dict[str, Any]:
+    with torch.inference_mode():
+        model, vae = bridge.load_demo_model()
+        return {"model": model, "vae": vae, "encoder": bridge.load_demo_encoder()}
+
+
+# ---- contact sheet, in this process ----
+
+
+@pytest.fixture(scope="module")
+def sheet_inputs(bridge: Any, demo: dict[str, Any]) -> dict[str, Any]:
+    """What the contact sheet takes, for a picture with two faces."""
+    data = pytest.importorskip("skimage.data")
+    half = torch.from_numpy(data.astronaut()).float()[None, :, :400] / 255
+    picture = torch.cat([half, half.flip(2)], 2)
+    faces, _, _ = _run_node("ParseFaces", image=picture)
+    crops, _ = _run_node("CropFaces", image=picture, faces=faces, size=SIDE)
+    mask, seam, _ = _run_node("RegionMask", crops=crops)
+    target, _ = _run_node("TargetFace", crops=crops, encoder=demo["encoder"])
+    positive, negative = _run_node("DemoConditioning", target=target, crops=crops)
+    cond = {"positive": positive, "negative": negative, "vae": demo["vae"], "mask": mask}
+    positive, negative, latent = _run_node("InpaintFaces", crops=crops, **cond)
+    (guidance,) = _run_node("AttributeGuidance", encoder=demo["encoder"], target=target, crops=crops, away=0.1, end=1.0)
+    return {
+        "model": demo["model"], "vae": demo["vae"], "positive": positive, "negative": negative, "latent": latent,
+        "guidance": guidance, "steps": 3, "cfg": 1.5, "crops": crops, "seam": seam,
+    }  # fmt: skip
+
+
+def _alone(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a graph in which only the first of two faces was selected."""
+    first: dict[str, Any] = {**inputs, "crops": inputs["crops"][:1], "seam": inputs["seam"][:1]}
+    first["latent"] = {name: value[:1] for name, value in inputs["latent"].items()}
+    for name in ("positive", "negative"):
+        ((tensor, extra),) = inputs[name]
+        first[name] = [[tensor[:1], {key: value[:1] for key, value in extra.items()}]]
+    spec = inputs["guidance"]
+    first["guidance"] = replace(spec, target=spec.target[:1], source=spec.source[:1])
+    return first
+
+
+def _cell(sheet: torch.Tensor, row: int, column: int, rows: int, columns: int) -> torch.Tensor:
+    """A picture of a sheet, counted from its lower right corner, where nothing but pictures and gaps is."""
+    top = 4 + sheet.shape[1] - (rows - row) * (SIDE + 4)
+    left = 4 + sheet.shape[2] - (columns - column) * (SIDE + 4)
+    return sheet[0, top : top + SIDE, left : left + SIDE]
+
+
+def test_the_sheet_shows_what_the_sampler_would_make_of_the_first_face(bridge: Any, sheet_inputs: dict[str, Any]) -> None:
+    sheet_of_two = _run_node("SeedStrengthSheet", **sheet_inputs, seed=7, seeds=2, strengths="0, 1.5")[0]
+    alone = _alone(sheet_inputs)
+    assert torch.equal(sheet_of_two, _run_node("SeedStrengthSheet", **alone, seed=7, seeds=2, strengths="0, 1.5")[0])
+
+    crops, seam, source = alone.pop("crops"), alone.pop("seam")[..., None], sheet_inputs["crops"][0][1].tensor
+    source, settings = source.permute(0, 2, 3, 1), alone["guidance"].settings
+    cells = []
+    for row in (0, 1):
+        for column, strength in enumerate((0.0, 1.5)):
+            alone["guidance"] = replace(alone["guidance"], settings=replace(settings, strength=strength))
+            latent = _run_node("GuidedSampler", **alone, seed=7 + row)[0]
+            with torch.inference_mode():
+                expected = (source + seam * (alone["vae"].decode(latent["samples"]) - source))[0]
+            cells.append(_cell(sheet_of_two, row, column, 2, 2))
+            assert torch.allclose(cells[-1], expected, atol=0.5 / 255 + 1e-6)
+    assert len(crops) == 1 and all((a - b).abs().max() > 0.02 for a, b in combinations(cells, 2))
+
+
+def test_strength_0_on_the_sheet_is_the_stock_sample(bridge: Any, sheet_inputs: dict[str, Any]) -> None:
+    import comfy.samplers
+
+    sheet = _run_node("SeedStrengthSheet", **sheet_inputs, seed=3, seeds=1, strengths="0")[0]
+    first, seam = _alone(sheet_inputs), sheet_inputs["seam"][:1, ..., None]
+    source = first["crops"][0][1].tensor.permute(0, 2, 3, 1)
+    with torch.inference_mode():
+        sigmas = bridge.schedule(first["model"], "sgm_uniform", 3, 1.0)
+        sampler = comfy.samplers.sampler_object("euler_ancestral")
+        cond = first["positive"], first["negative"], first["latent"]
+        stock = bridge.sample(first["model"], sampler, sigmas, *cond, 3, 1.5)
+        expected = (source + seam * (first["vae"].decode(stock["samples"]) - source))[0]
+    assert torch.allclose(_cell(sheet, 0, 0, 1, 1), expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_the_last_seed_is_followed_by_the_first(bridge: Any, sheet_inputs: dict[str, Any]) -> None:
+    high = _run_node("SeedStrengthSheet", **sheet_inputs, seed=2**64 - 1, seeds=2, strengths="0")[0]
+    low = _run_node("SeedStrengthSheet", **sheet_inputs, seed=0, seeds=1, strengths="0")[0]
+    assert torch.equal(_cell(high, 1, 0, 2, 1), _cell(low, 0, 0, 1, 1))
+
+
+def test_one_progress_bar_covers_all_combinations(bridge: Any, sheet_inputs: dict[str, Any]) -> None:
+    import comfy.utils
+
+    seen: list[tuple[int, int]] = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: seen.append((value, total)))
+    try:
+        _run_node("SeedStrengthSheet", **sheet_inputs, seeds=2, strengths="0, 1")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert seen == [(value, 12) for value in range(1, 13)]  # 4 combinations of 3 steps
+
+
+def test_the_sheet_can_be_cancelled_in_the_middle(bridge: Any, sheet_inputs: dict[str, Any]) -> None:
+    import comfy.model_management
+    import comfy.utils
+
+    seen: list[int] = []
+
+    def cancel_in_the_second_run(value: int, *_: Any, **__: Any) -> None:
+        seen.append(value)
+        comfy.model_management.interrupt_current_processing(value >= 4)
+
+    comfy.utils.set_progress_bar_global_hook(cancel_in_the_second_run)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            _run_node("SeedStrengthSheet", **sheet_inputs, seeds=2, strengths="0, 1")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        comfy.model_management.interrupt_current_processing(False)
+    assert seen == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"strengths": "0, high"}, 'strengths must be numbers such as "0, 0.5, 1, 2", got'),
+        ({"strengths": " , "}, "strengths must hold 1 to 16 numbers, got 0"),
+        ({"strengths": ",".join(["1"] * 17)}, "strengths must hold 1 to 16 numbers, got 17"),
+        ({"strengths": "1, -1"}, "guidance strength must be a number of at least 0, got -1.0"),
+        ({"strengths": "nan"}, "guidance strength must be a number of at least 0, got nan"),
+        ({"seam": torch.ones(2, 32, 32)}, "seam is 32x32 but the crops are 64x64"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "the latent holds 1 faces but there are 2 crops"),
+    ],
+)
+def test_a_sheet_that_cannot_be_made_is_refused_before_anything_is_sampled(
+    bridge: Any, sheet_inputs: dict[str, Any], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception, match=message):
+        _run_node("SeedStrengthSheet", **{**sheet_inputs, "model": None, **values})
+
+
 # ---- a live server ----
 
 
@@ -380,3 +534,54 @@ def test_a_target_of_another_gallery_is_told_before_anything_runs(server: Server
     answer = server.request("/prompt", {"prompt": prompt})
     (errors,) = [entry["errors"] for entry in answer["node_errors"].values()]
     assert "there is no target named 'nobody'; choose automatic or one of" in errors[0]["details"]
+
+
+def _shown(server: Server, entry: dict[str, Any], node: str) -> list[Any]:
+    """The pictures an image node of the graph showed or saved."""
+    return [
+        _pixels(server.folder / image["type"] / image["subfolder"] / image["filename"])
+        for image in entry["outputs"][node]["images"]
+    ]
+
+
+def _id(prompt: dict[str, Any], name: str) -> str:
+    (found,) = [number for number, node in prompt.items() if node["class_type"].removeprefix("FaceAnon_") == name]
+    return found
+
+
+def _show(prompt: dict[str, Any], name: str, node: str, slot: int = 0) -> None:
+    prompt[name] = {"class_type": "PreviewImage", "inputs": {"images": [_id(prompt, node), slot]}}
+
+
+def test_the_contact_sheet_and_before_and_after_run_in_a_graph(server: Server, portrait_prompt: dict[str, Any]) -> None:
+    prompt = json.loads(json.dumps(portrait_prompt))
+    sampled = {name: value for name, value in _node(prompt, "GuidedSampler").items() if name != "steps"}
+    more = {"crops": [_id(prompt, "CropFaces"), 0], "seam": [_id(prompt, "RegionMask"), 1]}
+    sheet = {**sampled, **more, "steps": 1, "seeds": 2, "strengths": "0, 1, 2"}
+    prompt["sheet"] = {"class_type": "FaceAnon_SeedStrengthSheet", "inputs": sheet}
+    pair = {"before": [_id(prompt, "LoadImage"), 0], "after": [_id(prompt, "StitchFaces"), 0]}
+    prompt["pair"] = {"class_type": "FaceAnon_BeforeAfter", "inputs": pair}
+    for name in ("SeedStrengthSheet", "BeforeAfter"):
+        _show(prompt, name, name)
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
+    (cells,), (both,) = _shown(server, entry, "SeedStrengthSheet"), _shown(server, entry, "BeforeAfter")
+    assert cells.shape[0] == 24 + 2 * (4 + 256) and cells.shape[1] > 3 * (4 + 256)
+    (new,), old = _shown(server, entry, _id(prompt, "SaveImage")), _pixels(server.folder / "input" / "portrait.png")
+    assert (both[-512:, :512] == old).all() and (both[-512:, -512:] == new).all()
+
+
+def test_a_mask_painted_in_load_image_keeps_what_it_covers(server: Server, portrait_prompt: dict[str, Any]) -> None:
+    prompt, old = json.loads(json.dumps(portrait_prompt)), _pixels(server.folder / "input" / "portrait.png")
+    painted = np.zeros((512, 512), bool)
+    painted[120:130, 190:260] = True  # a stroke across the cheeks
+    layers = np.dstack([old, np.where(painted, 0, 255)]).astype(np.uint8)  # as the mask editor saves it
+    Image.fromarray(layers).save(server.folder / "input" / "painted.png")
+    _node(prompt, "GuidedSampler")["steps"] = 1
+    _node(prompt, "RegionMask").update(painted=[_id(prompt, "LoadImage"), 1], combine="subtract")
+    assert "gives a 64x64 mask when nothing was painted" in _error(server.run(prompt))
+    _node(prompt, "LoadImage")["image"] = "painted.png"
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
+    (new,) = _shown(server, entry, _id(prompt, "SaveImage"))
+    assert (new[painted] == old[painted]).all() and (new != old)[140:150, 210:240].any()
