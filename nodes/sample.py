@@ -262,6 +262,7 @@ class GuidedSamplerObject:
         "Euler-ancestral with attribute guidance, as a SAMPLER for SamplerCustomAdvanced. "
         "All frames of a tracked person get the same noise at every step."
     )
+    SEARCH_ALIASES = ("SamplerCustomAdvanced", "guided sampler", "euler_ancestral")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -289,6 +290,7 @@ class ApplyGuidance:
         "For stock KSampler nodes. Exact with euler_ancestral; close with other samplers. "
         "Frames of a tracked person share the initial noise only; for video use the Attribute-Guided Sampler."
     )
+    SEARCH_ALIASES = ("patch model", "KSampler", "model patch")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class TargetFromImage:
     RETURN_TYPES = ("TARGET_FACE", "IMAGE")
     RETURN_NAMES = ("target", "image")
     DESCRIPTION = "Cuts the single face out of a picture. Use pictures of people who do not exist."
+    SEARCH_ALIASES = ("synthetic face", "reference face", "face from image")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

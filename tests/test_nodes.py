@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pack import NAME, load_pack
+from pack import NAME, ROOT, load_pack
 
 from faceanon_core.target import gallery_index
 
@@ -56,7 +57,7 @@ def test_node_ids_never_change() -> None:
 @pytest.mark.parametrize("node_id", NODES)
 def test_schema_is_complete(node_id: str) -> None:
     node = NODES[node_id]
-    assert node.TITLE and node.DESCRIPTION and node.CATEGORY == "FaceAnon"
+    assert node.TITLE and node.DESCRIPTION and node.SEARCH_ALIASES and node.CATEGORY == "FaceAnon"
     assert len(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)) == len(node.RETURN_TYPES)
     declared = {name: spec for part in node.INPUT_TYPES().values() for name, spec in part.items()}
     taken = inspect.signature(getattr(node, node.FUNCTION)).parameters
@@ -68,6 +69,19 @@ def test_schema_is_complete(node_id: str) -> None:
             assert options["min"] <= options["default"] <= options["max"], name
         if isinstance(kind, list) and "default" in options:
             assert options["default"] in kind, name
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_every_node_has_a_help_page_that_explains_its_inputs_and_outputs(node_id: str) -> None:
+    node, page = NODES[node_id], (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {node.TITLE}\n")
+    named = {word for line in page.splitlines()[1:] for word in re.findall(r"\w+", line)}
+    inputs = {name for part in node.INPUT_TYPES().values() for name in part}
+    assert inputs | set(getattr(node, "RETURN_NAMES", ())) <= named
+
+
+def test_no_help_page_is_left_of_a_node_that_is_gone() -> None:
+    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == set(NODES)
 
 
 def test_titles_are_unique() -> None:
