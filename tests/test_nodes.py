@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,13 +18,8 @@ from pack import NAME, ROOT, load_pack
 from faceanon_core.target import gallery_index
 
 NODES = load_pack().NODE_CLASS_MAPPINGS
-IDS = (
-    "FaceAnon_LoadDemoModel", "FaceAnon_DemoConditioning", "FaceAnon_ParseFaces", "FaceAnon_SelectFaces",
-    "FaceAnon_CropFaces", "FaceAnon_StitchFaces", "FaceAnon_RegionMask", "FaceAnon_TargetFace",
-    "FaceAnon_TargetFromImage", "FaceAnon_InpaintFaces", "FaceAnon_AttributeGuidance", "FaceAnon_GuidedSampler",
-    "FaceAnon_GuidedSamplerObject", "FaceAnon_ApplyGuidance",
-    "FaceAnon_BeforeAfter", "FaceAnon_SeedStrengthSheet", "FaceAnon_TrackFaces", "FaceAnon_CombineTargets",
-)  # fmt: skip
+FROZEN = json.loads((ROOT / "tests" / "node_schema.json").read_text(encoding="utf-8"))
+FROM_FILES = {("FaceAnon_TargetFace", "name")}  # combos whose choices are what is there, not part of the schema
 
 
 def run(node_id: str, **inputs: Any) -> Any:
@@ -50,8 +46,31 @@ def crops(portrait: torch.Tensor, faces: Any) -> Any:
     return run("CropFaces", image=portrait, faces=faces, size=128)[0]
 
 
-def test_node_ids_never_change() -> None:
-    assert set(IDS) <= set(NODES)
+def schema(node_id: str) -> dict[str, Any]:
+    """What saved workflows depend on: names, types and choices of the inputs in their order, and the outputs' types."""
+
+    def row(name: str, kind: Any, options: dict[str, Any]) -> list[Any]:
+        shown = "COMBO" if (node_id, name) in FROM_FILES else kind
+        # the editor adds a widget of its own, and a stored value, after such an input
+        return [name, shown, *(["control_after_generate"] if options.get("control_after_generate") else [])]
+
+    declared = NODES[node_id].INPUT_TYPES()
+    parts = {part: [row(name, *spec) for name, spec in declared.get(part, {}).items()] for part in ("required", "optional")}
+    return {**parts, "outputs": list(NODES[node_id].RETURN_TYPES)}
+
+
+def test_no_node_is_renamed_or_removed() -> None:
+    assert set(FROZEN) == set(NODES), "saved workflows name these; add new ones to node_schema.json, remove none"
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_saved_workflows_keep_working(node_id: str) -> None:
+    """A saved graph stores widget values and links by position, an API prompt lacks what was added since.
+
+    So a node may only grow: optional inputs, choices and outputs at the end of theirs, in the code and in
+    node_schema.json. Whatever stands in that file stays.
+    """
+    assert schema(node_id) == FROZEN[node_id]
 
 
 @pytest.mark.parametrize("node_id", NODES)
