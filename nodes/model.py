@@ -39,7 +39,7 @@ class DemoConditioning:
     RETURN_NAMES = ("positive", "negative")
     DESCRIPTION = (
         "What CLIP Text Encode is for other models: the demo model understands attributes instead of text. "
-        "Takes the target's attributes, each source face's own expression, and what you ask for."
+        "Takes the target's attributes, each source face's own expression and skin tone, and what you ask for."
     )
     SEARCH_ALIASES = ("prompt", "text encode", "age", "sex", "skin tone")
 
@@ -52,7 +52,7 @@ class DemoConditioning:
                     "TARGET_FACE",
                     {"tooltip": "One for all, or one for each face; attributes but the hair are used."},
                 ),
-                "crops": ("FACE_CROP", {"tooltip": "The source faces, whose expressions are kept."}),
+                "crops": ("FACE_CROP", {"tooltip": "The source faces, whose expressions and skin tones are kept."}),
                 "attributes": ("STRING", {"default": "", "tooltip": tip}),
             }
         }
