@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,11 +28,9 @@ TILE_OVERLAP = 0.25
 MESH_CROP_PX = 320
 UNFITTED_SCORE = 0.7  # a proposal at least this sure counts as a face although no mesh fits it; below, as background
 SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
-TASK_FILE_HELP = (
-    "download face_landmarker.task (Apache-2.0) from "
-    "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/latest/face_landmarker.task "
-    "and name it in the environment variable FACEANON_FACE_LANDMARKER, or install mediapipe==0.10.21"
-)
+TASK_FILE = "face_landmarker.task"
+TASK_FILE_URL = f"https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/latest/{TASK_FILE}"
+TASK_FILE_VARIABLE = "FACEANON_FACE_LANDMARKER"
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,15 @@ class FaceDetector:
 
     Args:
         min_score: proposals below this confidence are ignored, 0..1.
-        task_file: `face_landmarker.task`; needed only where mediapipe has no models of its own.
-    Raises: WeightsError if mediapipe needs a task file and none is given.
+        task_file: `face_landmarker.task`, used instead of mediapipe's own models. None: the one that the environment
+            variable FACEANON_FACE_LANDMARKER names, if any.
+        task_folders: where that file is looked for if none is named and mediapipe has no models of its own.
+    Raises: WeightsError if mediapipe needs a task file and there is none.
     """
 
-    def __init__(self, min_score: float = 0.5, task_file: Path | None = None) -> None:
+    def __init__(self, min_score: float = 0.5, task_file: Path | None = None, task_folders: Sequence[Path] = ()) -> None:
         self.min_score = min_score
-        self._backend = _open_backend(min_score, task_file)
+        self._backend = _open_backend(min_score, task_file, task_folders)
 
     def __enter__(self) -> FaceDetector:
         return self
@@ -180,16 +180,31 @@ def _distinct(faces: list[Face]) -> list[Face]:
     return kept
 
 
-def _open_backend(min_score: float, task_file: Path | None) -> _Backend:
+def _open_backend(min_score: float, task_file: Path | None, folders: Sequence[Path]) -> _Backend:
     with _quiet():
         import mediapipe
 
-        if hasattr(mediapipe, "solutions") and task_file is None and "FACEANON_FACE_LANDMARKER" not in os.environ:
+        named = task_file or os.environ.get(TASK_FILE_VARIABLE)
+        if named is None and hasattr(mediapipe, "solutions"):
             return _SolutionsBackend(mediapipe, min_score)
-        path = task_file or os.environ.get("FACEANON_FACE_LANDMARKER")
-        if path is None or not Path(path).is_file():
-            raise WeightsError(f"this mediapipe ({mediapipe.__version__}) has no face models inside: {TASK_FILE_HELP}")
-        return _TasksBackend(mediapipe, min_score, Path(path))
+        places = [Path(named)] if named is not None else [folder / TASK_FILE for folder in folders]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            lack = f"{named} is no file" if named else f"this mediapipe ({mediapipe.__version__}) has no face models inside"
+            raise WeightsError(f"{lack}; {_task_file_help(folders)}")
+        try:
+            return _TasksBackend(mediapipe, min_score, path)
+        except (RuntimeError, ValueError) as error:
+            help_text = _task_file_help(folders)
+            raise WeightsError(f"{path} is not a face landmarker this mediapipe can read; {help_text}") from error
+
+
+def _task_file_help(folders: Sequence[Path]) -> str:
+    put = f"put it into {folders[0]}, or " if folders else ""
+    return (
+        f"download {TASK_FILE} (by Google, Apache-2.0) from {TASK_FILE_URL} and {put}name it in the environment variable "
+        f"{TASK_FILE_VARIABLE}, or install mediapipe==0.10.21"
+    )
 
 
 class _SolutionsBackend:
@@ -246,10 +261,7 @@ class _TasksBackend:
             )
             return vision.FaceLandmarker.create_from_options(options)
 
-        try:
-            self._proposer, self._mesh = landmarker(32, min_score), landmarker(1, 0.2)
-        except (RuntimeError, ValueError) as error:
-            raise WeightsError(f"{task_file} is not a face landmarker this mediapipe can read: {TASK_FILE_HELP}") from error
+        self._proposer, self._mesh = landmarker(32, min_score), landmarker(1, 0.2)
 
     def _meshes(self, landmarker: Any, image: NDArray[np.uint8]) -> list[FloatArray]:
         with _quiet():

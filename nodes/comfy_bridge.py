@@ -1,4 +1,4 @@
-"""The only file that imports ComfyUI. Imported inside node functions, never at load time.
+"""The only file that imports ComfyUI, model folders aside. Imported inside node functions, never at load time.
 
 ComfyUI runs nodes under torch.inference_mode(), where every weight is an inference tensor and autograd cannot save it.
 The guidance therefore runs on clones of the weights made outside inference mode (`_Differentiable`), made anew for each

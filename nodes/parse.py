@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..faceanon_core.errors import AnonymizationError, NoFaceError, UnknownNameError
 from .convert import CATEGORY, check_count, to_pixels
+from .folders import model_folders
 
 _ORDERS = ("largest first", "left to right", "top to bottom")
 
@@ -54,7 +55,7 @@ class ParseFaces:
         from ..faceanon_core.faces import FaceDetector
 
         pictures = to_pixels(image)
-        with FaceDetector(min_score) as detector:
+        with FaceDetector(min_score, task_folders=model_folders()) as detector:
             scans = [detector.scan(pixels) for pixels in pictures]
         lost = sum(len(scan.unfitted) for scan in scans)
         if lost:

@@ -12,6 +12,7 @@ from ..faceanon_core.crop import FaceCrop
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.target import Target, choose_target, fitting_attributes, gallery_index, gallery_target
 from .convert import CATEGORY, to_image, to_pixels
+from .folders import model_folders
 
 AUTOMATIC = "automatic"
 
@@ -122,7 +123,8 @@ class TargetFromImage:
         from ..faceanon_core.target import target_from_pixels
         from . import comfy_bridge
 
-        with FaceDetector() as detector, comfy_bridge.ready_encoder(encoder) as network:
+        detector = FaceDetector(task_folders=model_folders())
+        with detector, comfy_bridge.ready_encoder(encoder) as network:
             target = target_from_pixels(to_pixels(image[:1])[0], "image", detector, network, size_px=256)
         return [target], to_image(target.image)
 

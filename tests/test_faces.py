@@ -111,11 +111,28 @@ def test_only_pictures_of_the_documented_form_and_size_are_taken(detector, pixel
 
 
 def test_a_missing_task_file_is_refused_with_where_to_get_it(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(WeightsError, match=r"download face_landmarker\.task .* FACEANON_FACE_LANDMARKER"):
+    with pytest.raises(WeightsError, match=r"missing\.task is no file; download face_landmarker\.task .*Apache-2\.0"):
         FaceDetector(task_file=tmp_path / "missing.task")
     monkeypatch.setenv("FACEANON_FACE_LANDMARKER", str(tmp_path / "missing.task"))
     with pytest.raises(WeightsError, match=r"download face_landmarker\.task"):
         FaceDetector()
+
+
+def test_a_mediapipe_without_models_takes_the_task_file_of_a_folder(tmp_path: Path, monkeypatch) -> None:
+    """Later releases of mediapipe lack `solutions`, as this one does here; a broken file shows that it is read."""
+    monkeypatch.delattr("mediapipe.solutions")
+    folders = [tmp_path / "extra", tmp_path / "models"]
+    with pytest.raises(WeightsError, match=rf"no face models inside; download .* put it into {folders[0]}, or name it"):
+        FaceDetector(task_folders=folders)
+    folders[1].mkdir()
+    (folders[1] / "face_landmarker.task").write_bytes(b"not a model")
+    with pytest.raises(WeightsError, match=rf"{folders[1]}/face_landmarker\.task is not a face landmarker"):
+        FaceDetector(task_folders=folders)
+
+
+def test_a_task_file_in_a_folder_does_not_replace_the_models_inside_mediapipe(tmp_path: Path) -> None:
+    (tmp_path / "face_landmarker.task").write_bytes(b"not a model")
+    FaceDetector(task_folders=[tmp_path]).close()
 
 
 def test_a_file_that_is_no_task_is_refused(tmp_path: Path) -> None:
