@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pack import NAME, ROOT, load_pack
 from workflow_tools import ui_to_api
+
+from faceanon_core.target import gallery_index
 
 pytestmark = pytest.mark.comfyui
 SIDE = 64  # pixels of the sampled crops
@@ -244,6 +246,74 @@ def demo(bridge: Any) -> dict[str, Any]:
         return {"model": model, "vae": vae, "encoder": bridge.load_demo_encoder()}
 
 
+@pytest.fixture(scope="module")
+def film_crops(bridge: Any) -> Any:
+    """Two people in two frames, listed from left to right in the first and from right to left in the second; tracked."""
+    data = pytest.importorskip("skimage.data")
+    half = torch.from_numpy(data.astronaut()).float()[None, :, :400] / 255
+    frames = torch.cat([torch.cat([half, half.flip(2)], 2), torch.cat([half, half.flip(2)], 2).roll(5, 2)])
+    faces, _, _ = _run_node("ParseFaces", image=frames)
+    ordered = [sorted(faces[0], key=lambda face: face.box.left), sorted(faces[1], key=lambda face: -face.box.left)]
+    faces, _, people = _run_node("TrackFaces", image=frames, faces=ordered)
+    assert people == 2
+    return _run_node("CropFaces", image=frames, faces=faces)[0]
+
+
+def test_each_person_has_one_target_in_guidance_and_one_noise_in_the_latent(
+    bridge: Any, demo: dict[str, Any], film_crops: Any
+) -> None:
+    targets, shown = _run_node("TargetFace", crops=film_crops, encoder=demo["encoder"])
+    assert len({target.name for target in targets}) == len(targets) == len(shown) == 2
+    (spec,) = _run_node("AttributeGuidance", encoder=demo["encoder"], target=targets, crops=film_crops)
+    assert [next(i for i in (0, 1) if torch.equal(row, targets[i].image[0])) for row in spec.target] == [0, 1, 1, 0]
+    positive, negative = _run_node("DemoConditioning", target=targets, crops=film_crops)
+    assert torch.equal(positive[0][0][0], positive[0][0][3]) and not torch.equal(positive[0][0][0], positive[0][0][1])
+    mask, _, _ = _run_node("RegionMask", crops=film_crops)
+    inputs = {"positive": positive, "negative": negative, "vae": demo["vae"], "mask": mask}
+    *_, latent = _run_node("InpaintFaces", crops=film_crops, **inputs)
+    assert latent["batch_index"] == [0, 1, 1, 0]
+
+
+def test_targets_that_fit_neither_faces_nor_people_are_told(demo: dict[str, Any], film_crops: Any) -> None:
+    (target,), _ = _run_node("TargetFace")
+    for node, more in (("DemoConditioning", {}), ("AttributeGuidance", {"encoder": demo["encoder"]})):
+        with pytest.raises(Exception, match="there are 3 targets for 2 people in 4 crops"):
+            _run_node(node, target=[target] * 3, crops=film_crops, **more)
+
+
+@pytest.mark.parametrize("index", [None, [0, 1, 2], [5, 3, 4]])
+def test_without_repeated_people_a_batch_equals_the_stock_sampler(bridge: Any, demo: dict[str, Any], index: Any) -> None:
+    setting = _batch(bridge, demo, index)
+    assert torch.equal(_guided(bridge, setting, 0.0), _stock(bridge, setting))
+
+
+def test_a_person_gets_the_same_noise_in_every_frame_at_every_step(bridge: Any, demo: dict[str, Any]) -> None:
+    """The three frames are one picture, so only the noise can tell them apart."""
+    setting = _batch(bridge, demo, [0, 1, 0])
+    first, other, again = _guided(bridge, setting, 0.0)
+    assert torch.allclose(first, again, atol=1e-4)
+    assert not torch.allclose(first, other, atol=0.1)
+    stock = _stock(bridge, setting)
+    assert not torch.allclose(stock[0], stock[2], atol=0.1)  # it shares the initial noise only
+
+
+def test_frames_without_initial_noise_are_not_taken_for_one_person(bridge: Any) -> None:
+    assert bridge._equal_rows(torch.zeros(3, 4, 8, 8)) == [0, 1, 2]
+
+
+def _batch(bridge: Any, demo: dict[str, Any], index: Any) -> dict[str, Any]:
+    """One picture three times, with `index` as the LATENT's batch_index."""
+    image, hole = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)), torch.ones(1, 1, 8, 8)
+    with torch.inference_mode():
+        samples = bridge.vae_encode(demo["vae"], image)
+        extra = {"concat_latent_image": samples, "concat_mask": hole}
+        cond = bridge.extend(bridge.demo_conditioning([{}]), extra)
+    latent = {"samples": samples.repeat(3, 1, 1, 1), "noise_mask": hole}
+    if index is not None:
+        latent["batch_index"] = index
+    return {**demo, "cond": cond, "latent": latent, "target": image}
+
+
 # ---- contact sheet, in this process ----
 
 
@@ -430,6 +500,29 @@ class Server:
         raise AssertionError("the prompt did not finish")
 
 
+def _three_faces(astronaut: Any) -> Any:
+    small = np.asarray(Image.fromarray(astronaut).resize((460, 460)))
+    return np.hstack([astronaut[:320, 80:360], astronaut[:320, 360:80:-1], small[:320, 60:340]])
+
+
+FRAMES, ENTERS = 16, 12  # a second person is there from frame 12 on
+
+
+def _film(astronaut: Any, coffee: Any) -> list[Any]:
+    """A person moving right; later a smaller one at the right, moving left."""
+    person = astronaut[10:230, 115:335]
+    second = np.asarray(Image.fromarray(person[:, ::-1]).resize((180, 180)))
+    frames = []
+    for index in range(FRAMES):
+        frame = np.asarray(Image.fromarray(coffee).resize((480, 240))).copy()
+        frame[10:230, 2 + 3 * index : 222 + 3 * index] = person
+        if index >= ENTERS:
+            left = 290 - 3 * (index - ENTERS)
+            frame[30:210, left : left + 180] = second
+        frames.append(frame)
+    return frames
+
+
 @pytest.fixture(scope="module")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data = pytest.importorskip("skimage.data")
@@ -441,6 +534,9 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         Image.fromarray(astronaut).save(running.folder / "input" / "portrait.png")
         Image.fromarray(np.hstack([astronaut[:, :400], astronaut[:, 390::-1]])).save(running.folder / "input" / "two.png")
         Image.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(running.folder / "input" / "no_face.png")
+        Image.fromarray(_three_faces(astronaut)).save(running.folder / "input" / "three.png")
+        first, *others = [Image.fromarray(frame) for frame in _film(astronaut, data.coffee())]
+        first.save(running.folder / "input" / "film.tiff", save_all=True, append_images=others)
         running.wait_until_up()
         yield running
     finally:
@@ -551,6 +647,97 @@ def _id(prompt: dict[str, Any], name: str) -> str:
 
 def _show(prompt: dict[str, Any], name: str, node: str, slot: int = 0) -> None:
     prompt[name] = {"class_type": "PreviewImage", "inputs": {"images": [_id(prompt, node), slot]}}
+
+
+def _outside_of_all_seams(picture: Any, size: int) -> Any:
+    """Where the default Region Mask of no face of the picture reaches."""
+    from faceanon_core.crop import crop_face, seam_in_image
+    from faceanon_core.faces import FaceDetector
+    from faceanon_core.parsing import LandmarkParser
+    from faceanon_core.regions import RegionChoice, region_mask
+
+    pixels, parser = picture.astype(np.uint8), LandmarkParser()
+    height, width = pixels.shape[:2]
+    with FaceDetector() as detector:
+        crops = [crop_face(pixels, face, size) for face in detector.detect(pixels)]
+    assert crops
+    masks = [region_mask(parser.parse(crop.pixels, crop.landmarks), RegionChoice()) for crop in crops]
+    return sum(seam_in_image(crop, mask.seam, width, height) for crop, mask in zip(crops, masks, strict=True)) == 0
+
+
+def test_three_faces_of_one_picture_get_three_targets(server: Server, portrait_prompt: dict[str, Any]) -> None:
+    prompt = json.loads(json.dumps(portrait_prompt))
+    _node(prompt, "LoadImage")["image"] = "three.png"
+    _show(prompt, "targets", "TargetFace", 1)
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
+    targets = _shown(server, entry, "targets")
+    assert len(targets) == 3 and all((a != b).any() for a, b in combinations(targets, 2))
+    (new,), old = _shown(server, entry, _id(prompt, "SaveImage")), _pixels(server.folder / "input" / "three.png")
+    difference, outside = np.abs(new - old).max(-1), _outside_of_all_seams(old, 256)
+    assert not difference[outside].any()
+    for columns in (slice(0, 280), slice(280, 560), slice(560, None)):
+        changed = difference[:, columns][~outside[:, columns]]
+        assert changed.size and changed.mean() > 10
+
+
+def test_targets_chosen_by_hand_go_to_the_faces_in_order(server: Server, portrait_prompt: dict[str, Any]) -> None:
+    prompt = json.loads(json.dumps(portrait_prompt))
+    _node(prompt, "LoadImage")["image"] = "three.png"
+    _node(prompt, "GuidedSampler")["steps"] = 1
+    names, chosen = sorted(gallery_index())[:3], _id(prompt, "TargetFace")
+    for name in names:
+        prompt[name] = {"class_type": "FaceAnon_TargetFace", "inputs": {"name": name, "attributes": "", "seed": 0}}
+    inputs = {f"target_{i}": [name, 0] for i, name in enumerate(names[:2], 1)}
+    prompt[chosen] = {"class_type": "FaceAnon_CombineTargets", "inputs": inputs}
+    del prompt[next(n for n, node in prompt.items() if node["inputs"].get("images") == [chosen, 1])]
+    assert "there are 2 targets for 3 faces; give one target for all, or one for each" in _error(server.run(prompt))
+    inputs["target_3"] = [names[2], 0]
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
+
+
+def test_a_film_keeps_one_target_and_one_noise_per_person(server: Server, portrait_prompt: dict[str, Any]) -> None:
+    prompt = json.loads(json.dumps(portrait_prompt))
+    _node(prompt, "LoadImage")["image"] = "film.tiff"
+    source = _node(prompt, "CropFaces")
+    tracking = {"image": source["image"], "faces": source["faces"], "max_gap": 12, "fill_gaps": True}
+    prompt["track"] = {"class_type": "FaceAnon_TrackFaces", "inputs": tracking}
+    source.update(faces=["track", 0], size=128)  # a quarter of the work
+    _node(prompt, "AttributeGuidance")["crops"] = [_id(prompt, "CropFaces"), 0]
+    _node(prompt, "GuidedSampler")["steps"] = 2
+    _show(prompt, "targets", "TargetFace", 1)
+    _show(prompt, "faces", "VAEDecode")
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
+    targets = _shown(server, entry, "targets")
+    assert len(targets) == 2 and (targets[0] != targets[1]).any()
+
+    frames = _shown(server, entry, _id(prompt, "SaveImage"))
+    with Image.open(server.folder / "input" / "film.tiff") as film:
+        sources = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(film)]
+    assert len(frames) == len(sources) == FRAMES
+    for new, old in zip(frames, sources, strict=True):
+        outside = _outside_of_all_seams(old, 128)
+        assert not (new != old)[outside].any() and np.abs(new - old)[~outside].mean() > 5
+
+    _node(prompt, "GuidedSampler")["seed"] = 1
+    elsewhere = server.run(prompt)
+    first, second = (_by_person(_shown(server, run, "faces")) for run in (entry, elsewhere))
+    for person in (0, 1):
+        steady = _change(first[person][1:], first[person][:-1])
+        assert steady < 0.2 * _change(first[person], second[person]), person
+
+
+def _by_person(faces: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Of the crops, frame after frame and the larger face first, those of each person."""
+    both = faces[ENTERS:]
+    return [*faces[:ENTERS], *both[::2]], both[1::2]
+
+
+def _change(faces: list[Any], others: list[Any]) -> float:
+    """Mean difference in the middle of the faces, which the crops align."""
+    return float(np.mean([np.abs(a - b)[35:100, 35:95] for a, b in zip(faces, others, strict=True)]))
 
 
 def test_the_contact_sheet_and_before_and_after_run_in_a_graph(server: Server, portrait_prompt: dict[str, Any]) -> None:
