@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +24,14 @@ from .geometry import LANDMARK_COUNT, Box, FloatArray, warp_square
 
 log = logging.getLogger(__name__)
 
-TILE_PX = 768  # a face of about 64 px is still found in a tile of this side
+TILE_PX = 640  # a face of about 60 px is still found in a tile of this side
 TILE_OVERLAP = 0.25
 MESH_CROP_PX = 320
 UNFITTED_SCORE = 0.7  # a proposal at least this sure counts as a face although no mesh fits it; below, as background
+TURNED_SCORE = 0.75  # what a face lying on its side or upside down must reach; turned patterns look like faces more often
+TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless it is this much less sure
+COARSE = 3  # faces that are not upright are looked for in views of at least this part of the picture: 1 / COARSE
+INSIDE_SHARE = 0.35  # of a box must lie in the picture; less is the mirror image of a face near the border
 SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
 TASK_FILE = "face_landmarker.task"
 TASK_FILE_URL = f"https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/latest/{TASK_FILE}"
@@ -108,55 +113,96 @@ class FaceDetector:
         check_size(image.shape[1], image.shape[0])
         faces: list[Face] = []
         unfitted: list[Unfitted] = []
-        for box, score in self._proposals(image):
-            landmarks = self._mesh(image, box)
+        for proposal in self._proposals(image):
+            landmarks = self._mesh(image, proposal)
             if landmarks is not None:
-                faces.append(Face(Box.around(landmarks), score, landmarks))
-            elif score >= UNFITTED_SCORE:
-                unfitted.append(Unfitted(box, score))
+                faces.append(Face(Box.around(landmarks), proposal.score, landmarks))
+            elif proposal.score >= UNFITTED_SCORE:
+                unfitted.append(Unfitted(proposal.box, proposal.score))
         faces = _distinct(faces)
         unfitted = [lost for lost in unfitted if not any(_same_face(lost.box, face.box) for face in faces)]
         return Scan(sorted(faces, key=lambda f: -f.box.area), sorted(unfitted, key=lambda u: -u.box.area))
 
-    def _proposals(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]:
+    def _proposals(self, image: NDArray[np.uint8]) -> list[_Proposal]:
         height, width = image.shape[:2]
-        found: list[tuple[Box, float]] = []
-        for left, top, right, bottom in _tiles(width, height):
-            for box, score in self._backend.propose(np.ascontiguousarray(image[top:bottom, left:right])):
-                shifted = Box(box.left + left, box.top + top, box.right + left, box.bottom + top)
-                found.append((shifted, score))
-        found.sort(key=lambda item: -item[1])
-        kept: list[tuple[Box, float]] = []
-        for box, score in found:
-            if not any(_same_face(box, other) for other, _ in kept):
-                kept.append((box, score))
+        found: list[_Proposal] = []
+        for left, top, side_x, side_y in _views(width, height):
+            view = _cut(image, left, top, side_x, side_y)
+            coarse = max(side_x, side_y) * COARSE >= max(width, height)
+            for turn in range(4 if coarse else 1):
+                for box, score in self._backend.propose(np.ascontiguousarray(np.rot90(view, turn))):
+                    if turn and score < TURNED_SCORE:
+                        continue
+                    upright = _turn_back(box, turn, side_x, side_y)
+                    place = Box(upright.left + left, upright.top + top, upright.right + left, upright.bottom + top)
+                    if place.intersection(Box(0, 0, width, height)) >= INSIDE_SHARE * place.area:
+                        found.append(_Proposal(place, score, turn))
+        # a face that is found upright is also found turned, with less confidence
+        found.sort(key=lambda proposal: -(proposal.score - TURNED_MALUS * (proposal.turn > 0)))
+        kept: list[_Proposal] = []
+        for proposal in found:
+            if not any(_same_face(proposal.box, other.box) for other in kept):
+                kept.append(proposal)
         return kept
 
-    def _mesh(self, image: NDArray[np.uint8], box: Box) -> FloatArray | None:
+    def _mesh(self, image: NDArray[np.uint8], proposal: _Proposal) -> FloatArray | None:
         """Fit the mesh in square crops of two widths around a proposal; the first that fits wins."""
         for context in (2.0, 3.0):
-            side = max(box.width, box.height) * context
+            side = max(proposal.box.width, proposal.box.height) * context
             scale = MESH_CROP_PX / side
-            x, y = box.center
+            x, y = proposal.box.center
             matrix = np.array([[scale, 0, (side / 2 - x) * scale], [0, scale, (side / 2 - y) * scale]], np.float32)
             crop = warp_square(image, matrix, MESH_CROP_PX)
-            points = self._backend.fit_mesh(crop)
+            points = self._backend.fit_mesh(np.ascontiguousarray(np.rot90(crop, proposal.turn)))
             if points is not None:
+                for _ in range(proposal.turn):  # each quarter turn back: pixel centres at integers
+                    points = np.stack([MESH_CROP_PX - 1 - points[:, 1], points[:, 0]], axis=1)
                 offset = np.array([x - side / 2, y - side / 2], np.float32)
                 return (points / scale + offset).astype(np.float32)
         return None
 
 
-def _tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """The whole picture, then overlapping tiles where it is larger than one tile."""
-    tiles = [(0, 0, width, height)]
+@dataclass(frozen=True)
+class _Proposal:
+    box: Box
+    score: float
+    turn: int  # quarter turns of the picture, counter-clockwise, that put the face upright
+
+
+def _views(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Windows (left, top, width, height) to look for faces in; some reach beyond the picture, see `_cut`.
+
+    The whole picture, the whole picture with a margin, and overlapping tiles where it is larger than one tile.
+    """
+    margin = min(width, height) // 3
+    views = [(0, 0, width, height), (-margin, -margin, width + 2 * margin, height + 2 * margin)]
     side = TILE_PX
     while max(width, height) > side * 1.5:
-        for top in _starts(height, side):
-            for left in _starts(width, side):
-                tiles.append((left, top, min(width, left + side), min(height, top + side)))
+        margin = min(side // 4, width - 1, height - 1)
+        tile_x, tile_y = min(side, width + 2 * margin), min(side, height + 2 * margin)
+        for top in _starts(height + 2 * margin, side):
+            views += [(left - margin, top - margin, tile_x, tile_y) for left in _starts(width + 2 * margin, side)]
         side *= 3
-    return tiles
+    return views
+
+
+def _cut(image: NDArray[np.uint8], left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+    """A window of the picture; beyond the border it is mirrored, which completes a face that the border cuts in half."""
+    right, bottom = left + width, top + height
+    inside = image[max(0, top) : bottom, max(0, left) : right]
+    beyond = (max(0, -top), max(0, bottom - image.shape[0]), max(0, -left), max(0, right - image.shape[1]))
+    if not any(beyond):
+        return inside
+    mirrored = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REFLECT_101)
+    return np.asarray(mirrored, np.uint8)
+
+
+def _turn_back(box: Box, turn: int, width: int, height: int) -> Box:
+    """A box found in a view of the given size after `turn` quarter turns counter-clockwise, in the unturned view."""
+    for step in range(turn, 0, -1):
+        across = width if step % 2 else height  # width of the view before this turn
+        box = Box(across - box.bottom, box.left, across - box.top, box.right)
+    return box
 
 
 def _starts(length: int, side: int) -> list[int]:

@@ -84,6 +84,28 @@ def test_a_tilted_face_is_found(detector, portrait, degrees: int) -> None:
     assert len(detector.detect(turned)) == 1
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_face_on_its_side_or_upside_down_is_found_with_its_landmarks_in_place(detector, astronaut, face, turns) -> None:
+    (found,) = detector.detect(np.ascontiguousarray(np.rot90(astronaut, turns)))
+    points = found.landmarks
+    for _ in range(turns):
+        points = np.stack([511 - points[:, 1], points[:, 0]], axis=1)
+    assert np.abs(points - face.landmarks).mean() < 2
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((0, 512), (224, 512)), ((0, 512), (0, 224)), ((112, 512), (0, 512))])
+def test_half_a_face_at_the_border_is_found(detector, astronaut, rows, columns) -> None:
+    half = np.ascontiguousarray(astronaut[slice(*rows), slice(*columns)])
+    scan = detector.scan(half)
+    assert len(scan.faces) + len(scan.unfitted) == 1
+
+
+def test_the_mirror_image_of_a_face_near_the_border_is_not_counted(detector, astronaut, face) -> None:
+    box = face.box
+    near = np.ascontiguousarray(astronaut[: int(box.bottom) + 6, int(box.left) - 6 :])
+    assert len(detector.detect(near)) == 1
+
+
 def test_a_gray_face_is_found(detector, portrait) -> None:
     gray = cv2.cvtColor(cv2.cvtColor(portrait, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     assert len(detector.detect(gray)) == 1
