@@ -15,10 +15,10 @@ from . import geometry
 from .geometry import FloatArray, eye_centers
 
 # One unit of change, in inter-ocular distances (moves) or as a share (stretches)
-_EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.05, 0.04, 0.10
-_BROWS_DOWN = 0.06
-_NOSE_DOWN, _NOSE_WIDTH = 0.06, 0.14
-_MOUTH_DOWN, _MOUTH_WIDTH = 0.07, 0.12
+_EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.10, 0.08, 0.20
+_BROWS_DOWN = 0.12
+_NOSE_DOWN, _NOSE_WIDTH = 0.12, 0.28
+_MOUTH_DOWN, _MOUTH_WIDTH = 0.14, 0.24
 _COUNT = 8
 
 
@@ -38,7 +38,7 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
         landmarks: (478, 2) xy in pixels of a square crop.
         core: (1, 1, S, S), 1 = regenerate. A feature is changed only if it lies in there before and after.
         seed: the same seed changes every face alike, so that a person looks the same in every frame.
-        amount: 1 moves the landmarks by about 4% of the inter-ocular distance on average; 0 changes nothing.
+        amount: 1 moves the features by about 8% of the inter-ocular distance on average; 0 changes nothing.
     """
     if amount == 0:
         return landmarks

@@ -38,7 +38,9 @@ class RegionMask:
                 {"default": True, "tooltip": f"On: the {label} is regenerated. Off: it stays as in the source."},
             )
 
-        pixels = {"default": 12.0, "min": 0.0, "max": 128.0, "step": 1.0}
+        pixels, defaults = {"min": 0.0, "max": 128.0, "step": 1.0}, RegionChoice()
+        outward = "Pixels (at 512) the area grows outward. 0 = exactly the regions."
+        soft = "Width of the soft seam in pixels (at 512). 0 = hard edge."
         return {
             "required": {
                 "crops": ("FACE_CROP", {"tooltip": "From Crop Faces."}),
@@ -50,8 +52,8 @@ class RegionMask:
                         "tooltip": 'Regions to keep with a safety margin: "eyes, mouth", or brows, lips, nose, left_eye ...',
                     },
                 ),
-                "grow": ("FLOAT", {**pixels, "tooltip": "Pixels (at 512) the area grows outward. 0 = exactly the regions."}),
-                "feather": ("FLOAT", {**pixels, "tooltip": "Width of the soft seam in pixels (at 512). 0 = hard edge."}),
+                "grow": ("FLOAT", {**pixels, "default": defaults.grow_px, "tooltip": outward}),
+                "feather": ("FLOAT", {**pixels, "default": defaults.feather_px, "tooltip": soft}),
             },
             "optional": {
                 "painted": (

@@ -316,8 +316,8 @@ def test_parse_stops_on_a_face_no_mesh_fits_though_others_work(portrait: torch.T
     detector = sys.modules[f"{NAME}.faceanon_core.faces"].FaceDetector
     fit = detector._mesh
 
-    def fit_right_half(self: Any, image: Any, box: Any) -> Any:
-        return None if box.center[0] < 512 else fit(self, image, box)
+    def fit_right_half(self: Any, image: Any, proposal: Any) -> Any:
+        return None if proposal.box.center[0] < 512 else fit(self, image, proposal)
 
     monkeypatch.setattr(detector, "_mesh", fit_right_half)
     with pytest.raises(Exception, match="1 faces were found that no face mesh fits"):

@@ -37,7 +37,7 @@ def test_every_seed_changes_the_face_noticeably_but_keeps_the_outline(crop: Face
     features = [*RIGHT_EYE, *LEFT_EYE, *NOSE_BASE, *LIPS_OUTER]
     for seed in range(20):
         shift = _shift(crop, change_proportions(crop.landmarks, _core(crop), seed))
-        assert 0.02 < shift[features].mean() < 0.12
+        assert 0.03 < shift[features].mean() < 0.2
         assert shift[list(FACE_OVAL)].max() == 0
 
 
