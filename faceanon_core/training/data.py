@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,54 +86,8 @@ def _read_images(tar_path: Path, names: list[str]) -> list[bytes]:
     return [found[name] for name in names]
 
 
-def endless_batches(count: int, batch: int, seed: int, start_step: int = 0) -> Iterator[list[int]]:
-    """Shuffled index batches for ever; the same (seed, step) always gives the same batch, so a run resumes exactly."""
-    per_epoch = max(1, count // batch)
-    step = start_step
-    while True:
-        epoch, position = divmod(step, per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(count)
-        yield [int(i) for i in order[position * batch : (position + 1) * batch]]
-        step += 1
-
-
-class Ema:
-    """Exponential moving average of a module's parameters, kept beside the module."""
-
-    def __init__(self, module: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, module: torch.nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in module.named_parameters():
-            self.values[name].lerp_(parameter.detach(), 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, module: torch.nn.Module) -> None:
-        for name, parameter in module.named_parameters():
-            parameter.copy_(self.values[name])
-
-
-def cosine_rate(progress: float, warmup: float = 0.03) -> float:
-    """Learning-rate factor 0..1 at `progress` 0..1: linear warm-up, then cosine to zero."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (progress - warmup) / (1 - warmup)))))
-
-
-def save_checkpoint(path: Path, state: dict[str, object]) -> None:
-    """Write a training checkpoint so that a crash never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def load_checkpoint(path: Path) -> dict[str, object] | None:
-    """Read a checkpoint written by `save_checkpoint`, or None where there is none yet."""
-    if not path.is_file():
-        return None
-    state: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+def batch_at(count: int, batch: int, seed: int, step: int) -> list[int]:
+    """Shuffled indices of one step's batch; the same (seed, step) always gives the same, so a run resumes exactly."""
+    epoch, position = divmod(step, max(1, count // batch))
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return [int(i) for i in order[position * batch : (position + 1) * batch]]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +14,8 @@ from torch import Tensor
 
 from ..attributes import VOCABULARY, Attributes, to_indices
 from ..encoder import DemoEncoder, landmark_targets
-from .data import Ema, FaceSet, cosine_rate, endless_batches, load_checkpoint, save_checkpoint
-
-log = logging.getLogger(__name__)
+from .data import FaceSet, batch_at
+from .loop import Run, train
 
 
 @dataclass(frozen=True)
@@ -36,37 +33,20 @@ def train_encoder(faces: FaceSet, labels: list[Attributes], work: Path, settings
     torch.manual_seed(settings.seed)
     encoder = DemoEncoder().train()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.rate, weight_decay=0.05)
-    ema = Ema(encoder, settings.ema)
-    first = 0
-    if (state := load_checkpoint(work / "encoder.ckpt")) is not None:
-        encoder.load_state_dict(state["model"])  # type: ignore[arg-type]
-        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        ema.values = state["ema"]  # type: ignore[assignment]
-        first = int(state["step"])  # type: ignore[call-overload]
     small = _shrunk_images(faces, 160)
     targets = torch.tensor([to_indices(known) for known in labels])
     weights = _class_weights(targets)
-    batches = endless_batches(len(faces), settings.batch, settings.seed, first)
-    began = time.time()
-    for step in range(first, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * cosine_rate(step / settings.steps)
-        indices = next(batches)
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
+        indices = batch_at(len(faces), settings.batch, settings.seed, step)
         images = small[indices].float() / 255
         points = landmark_targets(faces.landmarks[indices], 256)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         views = [augment(images, points, generator) for _ in range(2)]
-        loss, parts = _loss(encoder, views, targets[indices].repeat(2, 1), weights, settings)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
-        ema.update(encoder, step)
-        if step % 25 == 0:
-            log.info("encoder step %d/%d %s %.0f s", step, settings.steps, parts, time.time() - began)
-        if step % 200 == 199:
-            values = {"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values}
-            save_checkpoint(work / "encoder.ckpt", {**values, "step": step + 1})
+        return _loss(encoder, views, targets[indices].repeat(2, 1), weights, settings)
+
+    run = Run("encoder", work, settings.steps, settings.ema, checkpoint_every=200, log_every=25)
+    ema = train(run, encoder, optimizer, loss_at)
     ema.copy_to(encoder)
     out = work / "encoder.safetensors"
     save_file({k: v.half().contiguous() for k, v in encoder.state_dict().items()}, out)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from ..geometry import FloatArray
 from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
 from ..sketch import face_sketch, hide_face
-from .data import Ema, FaceSet, cosine_rate, endless_batches, load_checkpoint, save_checkpoint
-
-log = logging.getLogger(__name__)
+from .data import FaceSet, batch_at
+from .loop import Ema, Run, train
 
 _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mouth", "lips")
 
@@ -126,53 +124,33 @@ def train_unet(
     else:
         torch.nn.init.normal_(model["tokens"].table.weight, std=0.1)  # type: ignore[union-attr, arg-type]
     model.train()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": model["unet"].parameters(), "lr": 0.0, "base": settings.rate},
-            {"params": model["tokens"].parameters(), "lr": 0.0, "base": settings.tokens_rate},
-        ],
-        weight_decay=0.01,
-    )
-    ema = Ema(model, settings.ema)
-    first = 0
-    if (state := load_checkpoint(work / "unet.ckpt")) is not None:
-        model.load_state_dict(state["model"])  # type: ignore[arg-type]
-        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        ema.values = state["ema"]  # type: ignore[assignment]
-        first = int(state["step"])  # type: ignore[call-overload]
+    parts = [
+        {"params": model["unet"].parameters(), "lr": settings.rate},
+        {"params": model["tokens"].parameters(), "lr": settings.tokens_rate},
+    ]
+    optimizer = torch.optim.AdamW(parts, weight_decay=0.01)
     targets = torch.tensor([to_indices(known) for known in labels])
     cache = LatentCache(faces, vae, settings)
     schedule = build_schedule()
-    began, average = time.time(), 0.0
-    for step in range(first, settings.steps):
+    average: list[float] = []
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         view, indices = _batch(len(faces), settings, step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * cosine_rate(step / settings.steps)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         context = model["tokens"](_drop(targets[indices], settings, generator))
         loss = _loss(model["unet"], schedule, cache.get(indices, view), context, settings, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model, step)
-        average = loss.item() if step == first else 0.98 * average + 0.02 * loss.item()
-        if step % 10 == 0:
-            log.info("unet step %d/%d loss %.4f %.0f s", step, settings.steps, average, time.time() - began)
-        done = time.time() - began > minutes * 60 or step + 1 == settings.steps
-        if step % 150 == 149 or done:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values}
-            save_checkpoint(work / "unet.ckpt", {**state, "step": step + 1})
-            _write(ema, work)
-        if done:
-            break
+        average[:] = [0.98 * average[0] + 0.02 * loss.item() if average else loss.item()]
+        return loss, f"loss {average[0]:.4f}"
+
+    run = Run("unet", work, settings.steps, settings.ema, checkpoint_every=150, log_every=10, minutes=minutes)
+    train(run, model, optimizer, loss_at, partial(_write, work=work))
 
 
 def _batch(count: int, settings: UnetSettings, step: int) -> tuple[int, list[int]]:
     """View number and face indices of a step; the same step always gives the same, so a run resumes exactly."""
     view, position = divmod(step, settings.steps_per_view)
     chosen = np.random.default_rng([settings.seed, view]).permutation(count)[: settings.images_per_view]
-    order = next(endless_batches(len(chosen), settings.batch, settings.seed + view, position))
+    order = batch_at(len(chosen), settings.batch, settings.seed + view, position)
     return view, [int(i) for i in chosen[order]]
 
 

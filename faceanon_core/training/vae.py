@@ -5,8 +5,6 @@ No adversarial loss: the guidance decodes half-denoised latents, where a faithfu
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,8 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .data import Ema, FaceSet, cosine_rate, endless_batches, load_checkpoint, save_checkpoint
-
-log = logging.getLogger(__name__)
+from .data import FaceSet, batch_at
+from .loop import Run, train
 
 
 @dataclass(frozen=True)
@@ -46,33 +43,20 @@ def train_vae(faces: FaceSet, start: Path, work: Path, settings: VaeSettings) ->
     vae = AutoencoderTiny()
     vae.load_state_dict({k: v.float() for k, v in load_file(start).items()})
     vae.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": vae.decoder.parameters(), "lr": settings.rate, "base": settings.rate},
-            {"params": vae.encoder.parameters(), "lr": settings.encoder_rate, "base": settings.encoder_rate},
-        ],
-        weight_decay=0.0,
-        betas=(0.9, 0.99),
-    )
-    ema = Ema(vae, settings.ema)
-    first = _resume(work / "vae.ckpt", vae, optimizer, ema)
-    began = time.time()
-    batches = endless_batches(len(faces), settings.batch, settings.seed, first)
-    for step in range(first, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * cosine_rate(step / settings.steps)
-        crops = _random_crops(faces, next(batches), settings, step)
+    parts = [
+        {"params": vae.decoder.parameters(), "lr": settings.rate},
+        {"params": vae.encoder.parameters(), "lr": settings.encoder_rate},
+    ]
+    optimizer = torch.optim.AdamW(parts, weight_decay=0.0, betas=(0.9, 0.99))
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
+        crops = _random_crops(faces, batch_at(len(faces), settings.batch, settings.seed, step), settings, step)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         loss = _reconstruction_loss(vae, crops, settings.latent_noise, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        ema.update(vae, step)
-        if step % 20 == 0:
-            log.info("vae step %d/%d loss %.5f %.0f s", step, settings.steps, loss.item(), time.time() - began)
-        if (step + 1) % settings.checkpoint_every == 0:
-            _checkpoint(work / "vae.ckpt", vae, optimizer, ema, step + 1)
+        return loss, f"loss {loss.item():.5f}"
+
+    run = Run("vae", work, settings.steps, settings.ema, settings.checkpoint_every, log_every=20)
+    ema = train(run, vae, optimizer, loss_at)
     ema.copy_to(vae)
     out = work / "vae.safetensors"
     save_file({k: v.half().contiguous() for k, v in vae.state_dict().items()}, out)
@@ -100,20 +84,6 @@ def _random_crops(faces: FaceSet, indices: list[int], settings: VaeSettings, ste
         crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
     batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
     return batch.contiguous(memory_format=torch.channels_last)
-
-
-def _resume(path: Path, vae: AutoencoderTiny, optimizer: torch.optim.Optimizer, ema: Ema) -> int:
-    state = load_checkpoint(path)
-    if state is None:
-        return 0
-    vae.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-    ema.values = state["ema"]  # type: ignore[assignment]
-    return int(state["step"])  # type: ignore[call-overload]
-
-
-def _checkpoint(path: Path, vae: AutoencoderTiny, optimizer: torch.optim.Optimizer, ema: Ema, step: int) -> None:
-    save_checkpoint(path, {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values, "step": step})
 
 
 @torch.no_grad()
