@@ -24,7 +24,6 @@ from .geometry import LANDMARK_COUNT, Box, FloatArray, warp_square
 
 log = logging.getLogger(__name__)
 
-TILE_PX = 640  # a face of about 60 px is still found in a tile of this side
 TILE_OVERLAP = 0.25
 MESH_CROP_PX = 320
 UNFITTED_SCORE = 0.7  # a proposal at least this sure counts as a face although no mesh fits it; below, as background
@@ -65,6 +64,8 @@ class Scan:
 
 
 class _Backend(Protocol):
+    tile_px: int  # side of the smallest tiles to look for faces in
+
     def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]: ...
 
     def fit_mesh(self, crop: NDArray[np.uint8]) -> FloatArray | None: ...
@@ -126,7 +127,7 @@ class FaceDetector:
     def _proposals(self, image: NDArray[np.uint8]) -> list[_Proposal]:
         height, width = image.shape[:2]
         found: list[_Proposal] = []
-        for left, top, side_x, side_y in _views(width, height):
+        for left, top, side_x, side_y in _views(width, height, self._backend.tile_px):
             view = _cut(image, left, top, side_x, side_y)
             coarse = max(side_x, side_y) * COARSE >= max(width, height)
             for turn in range(4 if coarse else 1):
@@ -169,14 +170,14 @@ class _Proposal:
     turn: int  # quarter turns of the picture, counter-clockwise, that put the face upright
 
 
-def _views(width: int, height: int) -> list[tuple[int, int, int, int]]:
+def _views(width: int, height: int, tile_px: int) -> list[tuple[int, int, int, int]]:
     """Windows (left, top, width, height) to look for faces in; some reach beyond the picture, see `_cut`.
 
     The whole picture, the whole picture with a margin, and overlapping tiles where it is larger than one tile.
     """
     margin = min(width, height) // 3
     views = [(0, 0, width, height), (-margin, -margin, width + 2 * margin, height + 2 * margin)]
-    side = TILE_PX
+    side = tile_px
     while max(width, height) > side * 1.5:
         margin = min(side // 4, width - 1, height - 1)
         tile_x, tile_y = min(side, width + 2 * margin), min(side, height + 2 * margin)
@@ -256,6 +257,8 @@ def _task_file_help(folders: Sequence[Path]) -> str:
 class _SolutionsBackend:
     """mediapipe <= 0.10.21: short- and full-range detectors and the mesh, from the wheel."""
 
+    tile_px = 640  # the full-range detector still finds a face of about 60 px in one
+
     def __init__(self, mediapipe: Any, min_score: float) -> None:
         solutions = mediapipe.solutions
         self._detectors = [
@@ -291,6 +294,8 @@ class _SolutionsBackend:
 
 class _TasksBackend:
     """mediapipe >= 0.10.30: the Tasks API; one landmarker both proposes faces and fits the mesh."""
+
+    tile_px = 320  # it has the short-range detector only, which needs faces twice as large
 
     def __init__(self, mediapipe: Any, min_score: float, task_file: Path) -> None:
         from mediapipe.tasks.python import BaseOptions, vision

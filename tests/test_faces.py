@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import pytest
 from skimage import data
 
 from faceanon_core.errors import InputError, WeightsError
-from faceanon_core.faces import FaceDetector
+from faceanon_core.faces import TASK_FILE_VARIABLE, FaceDetector
 from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE
 
 
@@ -161,3 +162,14 @@ def test_a_file_that_is_no_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.task").write_bytes(b"not a model")
     with pytest.raises(WeightsError, match=r"bad\.task is not a face landmarker this mediapipe can read"):
         FaceDetector(task_file=tmp_path / "bad.task")
+
+
+@pytest.mark.skipif(not os.environ.get(TASK_FILE_VARIABLE), reason=f"{TASK_FILE_VARIABLE} names no face_landmarker.task")
+def test_the_tasks_api_finds_the_same_faces_and_landmarks(portrait, astronaut, face) -> None:
+    """Run it under mediapipe 0.10.21 and under a release without bundled models."""
+    row = np.concatenate([portrait, portrait[:, ::-1], portrait, portrait], axis=1)
+    with FaceDetector(task_file=Path(os.environ[TASK_FILE_VARIABLE])) as tasks:
+        (found,) = tasks.detect(astronaut)
+        assert len(tasks.detect(row)) == 4
+        assert len(tasks.detect(np.ascontiguousarray(astronaut[::-1, ::-1]))) == 1
+    assert np.abs(found.landmarks - face.landmarks).mean() < 1
