@@ -1,4 +1,4 @@
-"""The command line: `faceanon anonymize`, `faceanon targets`, `faceanon demo`.
+"""The command line: `faceanon anonymize`, `targets`, `download` and `demo`.
 
 Exit codes: 0 everything asked for was written; 1 at least one picture failed or was left with a face as it is;
 2 the command could not start (bad arguments or input).
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="faceanon", description="Replace faces with faces of people who do not exist.")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
-    verbs = parser.add_subparsers(required=True, metavar="anonymize | targets | demo")
+    verbs = parser.add_subparsers(required=True, metavar="anonymize | targets | download | demo")
     anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
     anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
     anonymize.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write; never a source")
@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     anonymize.set_defaults(run=_run_anonymize)
     targets = verbs.add_parser("targets", help="list the gallery of target faces and the attributes one can ask for")
     targets.set_defaults(run=_run_targets)
+    download = verbs.add_parser("download", help="fetch an optional model and check that it is the right one")
+    download.add_argument("name", help="face_landmarker")
+    download.add_argument("-o", "--output", type=Path, help="folder (default: ~/.faceanon, or what FACEANON_MODELS names)")
+    download.set_defaults(run=_run_download)
     demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
     demo.add_argument("-o", "--output", type=Path, default=Path("faceanon-demo.png"))
     _add_settings(demo)
@@ -113,6 +117,19 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _run_download(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .optional import download, find_optional, model_folder
+
+    model = find_optional(options.name)
+    _say(f"{model.file}, {model.licence}: {model.purpose}")
+    with tqdm(unit="B", unit_scale=True, disable=None) as bar:
+        path = download(model, options.output or model_folder(), bar.update)
+    _say(str(path), sys.stdout)
+    return 0
 
 
 def _run_targets(options: argparse.Namespace) -> int:

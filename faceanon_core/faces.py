@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .checks import check_size
 from .errors import InputError, WeightsError
 from .geometry import LANDMARK_COUNT, Box, FloatArray, warp_square
+from .optional import OPTIONAL_MODELS, model_folder
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless 
 COARSE = 3  # faces that are not upright are looked for in views of at least this part of the picture: 1 / COARSE
 INSIDE_SHARE = 0.35  # of a box must lie in the picture; less is the mirror image of a face near the border
 SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
-TASK_FILE = "face_landmarker.task"
-TASK_FILE_URL = f"https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/latest/{TASK_FILE}"
+TASK_FILE = OPTIONAL_MODELS["face_landmarker"]
 TASK_FILE_VARIABLE = "FACEANON_FACE_LANDMARKER"
 
 
@@ -80,13 +80,14 @@ class FaceDetector:
         min_score: proposals below this confidence are ignored, 0..1.
         task_file: `face_landmarker.task`, used instead of mediapipe's own models. None: the one that the environment
             variable FACEANON_FACE_LANDMARKER names, if any.
-        task_folders: where that file is looked for if none is named and mediapipe has no models of its own.
+        task_folders: where that file is looked for first if none is named and mediapipe has no models of its own; last in
+            `optional.model_folder`.
     Raises: WeightsError if mediapipe needs a task file and there is none.
     """
 
     def __init__(self, min_score: float = 0.5, task_file: Path | None = None, task_folders: Sequence[Path] = ()) -> None:
         self.min_score = min_score
-        self._backend = _open_backend(min_score, task_file, task_folders)
+        self._backend = _open_backend(min_score, task_file, [*task_folders, model_folder()])
 
     def __enter__(self) -> FaceDetector:
         return self
@@ -234,7 +235,7 @@ def _open_backend(min_score: float, task_file: Path | None, folders: Sequence[Pa
         named = task_file or os.environ.get(TASK_FILE_VARIABLE)
         if named is None and hasattr(mediapipe, "solutions"):
             return _SolutionsBackend(mediapipe, min_score)
-        places = [Path(named)] if named is not None else [folder / TASK_FILE for folder in folders]
+        places = [Path(named)] if named is not None else [folder / TASK_FILE.file for folder in folders]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             lack = f"{named} is no file" if named else f"this mediapipe ({mediapipe.__version__}) has no face models inside"
@@ -247,9 +248,9 @@ def _open_backend(min_score: float, task_file: Path | None, folders: Sequence[Pa
 
 
 def _task_file_help(folders: Sequence[Path]) -> str:
-    put = f"put it into {folders[0]}, or " if folders else ""
     return (
-        f"download {TASK_FILE} (by Google, Apache-2.0) from {TASK_FILE_URL} and {put}name it in the environment variable "
+        f"download {TASK_FILE.file} ({TASK_FILE.licence}) from {TASK_FILE.url} and put it into {folders[0]} "
+        f"(`faceanon download face_landmarker -o {folders[0]}` does both), or name it in the environment variable "
         f"{TASK_FILE_VARIABLE}, or install mediapipe==0.10.21"
     )
 
