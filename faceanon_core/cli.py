@@ -87,6 +87,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--on-failure", choices=("error", "redact", "keep"), default="error",
         help="a face that cannot be anonymized: stop, cover it, or leave it (default: error)",
     )  # fmt: skip
+    parser.add_argument("--recogniser", type=Path, help="ONNX face-recognition network that checks every result")
+    parser.add_argument(
+        "--max-similarity", type=float, help="to the source, -1 to 1, by --recogniser; above, the face is made again"
+    )
+    parser.add_argument("--tries", type=int, default=4, help="how often, before the face counts as failed (default: 4)")
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
 
 
@@ -112,6 +117,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         seed=options.seed,
         faces=options.faces,
         on_failure=options.on_failure,
+        max_similarity=options.max_similarity,
+        tries=options.tries,
     )
 
 
@@ -267,6 +274,7 @@ def _append_journal(path: Path, name: str, key: str, warnings: list[str]) -> Non
 def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
     import torch
 
+    from .identity import Recogniser
     from .pipeline import Anonymizer
 
     try:
@@ -275,7 +283,10 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
         raise InputError(
             f"there is no device {options.device!r} here; use cpu, or cuda with a CUDA build of torch"
         ) from error
-    return Anonymizer(device=options.device)
+    if options.recogniser is not None and options.max_similarity is None:
+        raise InputError("--recogniser needs --max-similarity, the highest similarity to the source that may pass")
+    recogniser = Recogniser(options.recogniser) if options.recogniser is not None else None
+    return Anonymizer(device=options.device, recogniser=recogniser)
 
 
 def _bar() -> Any:

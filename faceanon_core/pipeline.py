@@ -7,7 +7,7 @@ covered by a solid fill, as the policy says.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from .encoder import DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
 from .guidance import AttributeGuidance, GuidanceSettings
+from .identity import Recogniser
 from .image import load_picture
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import change_proportions
@@ -58,12 +59,18 @@ class Settings:
     same_seed: bool = False  # one seed for every face, as the reference does
     faces: str = "all"  # "all", "largest", or a count of the largest ones
     on_failure: Policy = "error"
+    max_similarity: float | None = None  # to the source, by the user's recogniser; above, the face is made again
+    tries: int = 4  # how often, before it counts as a failure
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise InputError(f"steps must be 1 to 1000, got {self.steps}")
         if not 0 <= self.proportions <= 2:
             raise InputError(f"proportions must be 0 to 2, got {self.proportions}")
+        if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
+            raise InputError(f"max-similarity must be -1 to 1, got {self.max_similarity}")
+        if not 1 <= self.tries <= 100:
+            raise InputError(f"tries must be 1 to 100, got {self.tries}")
         if self.on_failure not in ("error", "redact", "keep"):
             raise InputError(f"on-failure must be error, redact or keep, got {self.on_failure!r}")
         if self.faces not in ("all", "largest") and not (self.faces.isdigit() and int(self.faces) > 0):
@@ -92,6 +99,7 @@ class FaceReport:
     target: str | None = None
     reason: str = ""  # why it was redacted or kept
     losses: list[dict[str, float]] = field(default_factory=list)  # one entry per guided step
+    similarity: float | None = None  # of source and result, where a recogniser checked it
 
 
 @dataclass(frozen=True)
@@ -118,11 +126,16 @@ class Anonymizer:
     Args:
         assets: folder of the demo model.
         parser: another face parser than the landmark-based default.
+        recogniser: checks results against `Settings.max_similarity`.
     Raises: WeightsError if the model is missing or damaged.
     """
 
-    def __init__(self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None) -> None:
+    def __init__(
+        self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None,
+        recogniser: Recogniser | None = None,
+    ) -> None:  # fmt: skip
         self.detector = FaceDetector()
+        self.recogniser = recogniser
         self.parser = parser or LandmarkParser()
         self._assets, self._device = assets, device
         self._named: dict[str, Target] = {}  # targets the user named, read once
@@ -176,8 +189,10 @@ class Anonymizer:
     def check(self, settings: Settings) -> None:
         """Refuse unknown regions and targets before any work is done.
 
-        Raises: UnknownNameError; InputError for a target picture without exactly one face.
+        Raises: UnknownNameError; InputError for a target picture without exactly one face, or a check without recogniser.
         """
+        if settings.max_similarity is not None and self.recogniser is None:
+            raise InputError("max-similarity needs a face-recognition network to measure it; name one as the recogniser")
         region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
         if settings.target is not None:
@@ -238,10 +253,33 @@ class Anonymizer:
             if callback is not None:
                 callback(step)
 
-        result = self.regenerate(crop, mask, target, settings, seed, on_step)
-        check_changed(crop.tensor, result, mask.core)
-        stitched = stitch_face(image, crop, result, mask.seam)
-        return stitched, FaceReport(face, "anonymized", target.name, losses=losses)
+        for attempt in range(settings.tries if settings.max_similarity is not None else 1):
+            losses.clear()
+            result = self.regenerate(crop, mask, target, _another_try(settings, attempt), seed + attempt * 7919, on_step)
+            check_changed(crop.tensor, result, mask.core)
+            stitched = stitch_face(image, crop, result, mask.seam)
+            similarity = self._similarity(crop, stitched, face)
+            if settings.max_similarity is None or (similarity is not None and similarity <= settings.max_similarity):
+                return stitched, FaceReport(face, "anonymized", target.name, losses=losses, similarity=similarity)
+        raise AnonymizationError(
+            f"after {settings.tries} tries it still looks like the source to the recogniser "
+            f"(similarity {similarity:.2f}, at most {settings.max_similarity:.2f} was asked)"
+        )
+
+    def _similarity(self, source: FaceCrop, stitched: NDArray[np.uint8], face: Face) -> float | None:
+        """Cosine of source and result to the recogniser, -1..1; the worse of the source's landmarks and those found anew."""
+        if self.recogniser is None:
+            return None
+        result = crop_face(stitched, face, source.frame.size_px)
+        places = [source.landmarks, *(found.landmarks for found in self.detector.detect(result.pixels)[:1])]
+        before = self.recogniser.embed(source.pixels, source.landmarks)
+        return max(float(before @ self.recogniser.embed(result.pixels, place)) for place in places)
+
+
+def _another_try(settings: Settings, attempt: int) -> Settings:
+    """Each further try pulls harder and moves the features further."""
+    guidance = replace(settings.guidance, strength=settings.guidance.strength * 1.25**attempt)
+    return replace(settings, guidance=guidance, proportions=min(2.0, settings.proportions * 1.15**attempt))
 
 
 def new_face_attributes(target: Target, asked: Attributes, crop: FaceCrop) -> Attributes:

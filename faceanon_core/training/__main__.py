@@ -16,11 +16,12 @@ import torch
 
 from ..diffusion import DemoModel, load_vae
 from ..encoder import load_demo_encoder
+from ..identity import Recogniser
 from ..pipeline import Settings
 from ..weights import ASSETS
 from .data import FaceSet
 from .encoder import EncoderSettings, train_encoder
-from .evaluate import Recogniser, evaluate
+from .evaluate import evaluate
 from .gallery import make_gallery
 from .labels import label_faces
 from .unet import UnetSettings, complete_labels, train_unet

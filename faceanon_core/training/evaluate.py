@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..crop import FaceCrop
-from ..geometry import UprightFrame, eye_centers, inter_ocular
+from ..geometry import UprightFrame, inter_ocular
 from ..guidance import feature_distance
+from ..identity import Recogniser
 from ..pipeline import Anonymizer, Settings
 from ..regions import RegionChoice, region_mask
 from ..report import contact_sheet
@@ -31,31 +31,6 @@ from .data import FaceSet
 from .encoder import attribute_accuracy
 from .labels import label_faces
 from .vae import reconstruction_psnr
-
-# ArcFace's five points in a 112 px crop: right eye, left eye, nose tip, mouth corners (subject's right first)
-_ARCFACE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
-
-
-class Recogniser:
-    """A face-recognition network for measuring only: MobileFaceNet ONNX, 112 px RGB, ImageNet mean and spread."""
-
-    def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def embed(self, pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit-norm embedding (D,) of one face; `landmarks` (478, 2) in pixels of (H, W, 3) uint8 RGB."""
-        right, left = eye_centers(landmarks)
-        points = np.stack([right, left, landmarks[1], landmarks[61], landmarks[291]]).astype(np.float32)
-        matrix, _ = cv2.estimateAffinePartial2D(points, _ARCFACE, method=cv2.LMEDS)
-        face = cv2.warpAffine(pixels, matrix, (112, 112)).astype(np.float32) / 255
-        face = (face - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
-        vector = self._session.run(None, {self._input: face.transpose(2, 0, 1)[None]})[0][0]
-        unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
-        return unit
-
 
 _COMPARED = 3  # every third face is made a second time without guidance
 
