@@ -55,6 +55,14 @@ class GuidanceSpec:
 
 class _DemoLatent(comfy.latent_formats.LatentFormat):
     scale_factor = diffusion.LATENT_SCALE
+    # the sampler's preview; least squares over the gallery, pixels -1..1
+    latent_rgb_factors = (  # R, G, B
+        (0.2697, 0.0845, 0.0015),
+        (-0.0119, 0.2102, 0.3353),
+        (-0.3665, -0.1661, -0.0632),
+        (-0.0100, -0.1145, -0.1485),
+    )
+    latent_rgb_factors_bias = (0.1992, -0.1599, -0.3423)
 
 
 class _DemoConfig(comfy.supported_models_base.BASE):
@@ -250,8 +258,8 @@ def _decode(vae: Any, model: Any) -> Any:
     return decode
 
 
-def _check_served(model: Any, vae: Any) -> None:
-    """Refuse models and VAEs the guidance cannot serve, in one sentence.
+def _check_served(model: Any, vae: Any, noise: Tensor) -> None:
+    """Refuse models, VAEs and latents (as large as `noise`) the guidance cannot serve, in one sentence.
 
     Raises: InputError.
     """
@@ -259,6 +267,10 @@ def _check_served(model: Any, vae: Any) -> None:
     if isinstance(sampling, comfy.model_sampling.CONST) or not hasattr(model.diffusion_model, "input_blocks"):
         raise InputError("attribute guidance serves SD 1.5, SD 2 and SDXL models; this is a flow or DiT model")
     channels = model.latent_format.latent_channels
+    if noise.shape[1] != channels:
+        raise InputError(
+            f"the latent has {noise.shape[1]} channels but the model takes {channels}; encode with the model's own VAE"
+        )
     if vae.latent_channels != channels:
         raise InputError(
             f"the VAE has {vae.latent_channels} latent channels but the model has {channels}; use the model's own VAE"
@@ -299,7 +311,7 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
 
     def _run(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool, **_: Any) -> Tensor:
         base = model.inner_model.inner_model
-        _check_served(base, self.spec.decoder or self.vae)  # at strength 0 as well: a flow model needs another step
+        _check_served(base, self.spec.decoder or self.vae, x)  # at strength 0 as well: a flow model needs another step
         guided = self.spec.settings.strength > 0
         guidance = _build_guidance(self.spec, self.vae, base) if guided else None
         people = _equal_rows(model.noise)
@@ -362,13 +374,15 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
             guidance = state["guidance"]
             if not guidance.active(index / (len(sigmas) - 1)):
                 return denoised
-            gradient, _ = guidance.gradient(denoised.clone())
+            gradient, _ = guidance.gradient(_with_surroundings(denoised.clone(), **state["surroundings"]))
             now, following = sigmas[index].clone(), sigmas[index + 1].clone()
             sigma_down, sigma_up = ancestral_step(now, following)
             return denoised.clone() - (sigma_up / (1 - sigma_down / now)).to(gradient) * gradient
 
     def run(executor: Any, *arguments: Any, **options: Any) -> Tensor:
-        _check_served(arguments[0].inner_model, spec.decoder or vae)
+        model_wrap, _, _, _, noise, latent_image, denoise_mask, *_ = arguments
+        _check_served(model_wrap.inner_model, spec.decoder or vae, noise)
+        state["surroundings"] = {"latent": latent_image, "mask": denoise_mask}
         try:
             return executor(*arguments, **options)
         finally:
@@ -377,3 +391,8 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
     patched.set_model_sampler_post_cfg_function(guide)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, "faceanon_guidance", run)
     return patched
+
+
+def _with_surroundings(denoised: Tensor, latent: Tensor | None, mask: Tensor | None) -> Tensor:
+    """`denoised` with the latent put back outside the noise mask, which ComfyUI does only after the patches."""
+    return denoised if latent is None or mask is None else denoised * mask + latent * (1 - mask)

@@ -1,16 +1,22 @@
-"""Real pictures and the real demo model, loaded once per run. Nothing here is downloaded."""
+"""Real pictures, the real demo model and ComfyUI, loaded once per run. Nothing here is downloaded."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
+
+sys.path.insert(0, str(Path(__file__).parent))
+from comfyui_tools import comfyui_dir, import_bridge
 
 from faceanon_core.crop import FaceCrop, crop_face
 from faceanon_core.faces import Face
@@ -83,3 +89,21 @@ def shared_faces() -> Path:
     if not (folder / "metadata.csv").is_file():
         pytest.skip(f"no training faces in {folder}; name their folder in FACEANON_FACES")
     return folder
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    return comfyui_dir()
+
+
+@pytest.fixture(scope="session")
+def bridge(comfyui: Path) -> Any:
+    return import_bridge(comfyui)
+
+
+@pytest.fixture(scope="session")
+def demo(bridge: Any) -> dict[str, Any]:
+    """The demo model as ComfyUI's objects."""
+    with torch.inference_mode():
+        model, vae = bridge.load_demo_model()
+        return {"model": model, "vae": vae, "encoder": bridge.load_demo_encoder()}
