@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,14 @@ from ..faceanon_core.checks import check_image, check_mask
 from ..faceanon_core.errors import InputError, ShapeError
 
 CATEGORY = "FaceAnon"
+
+
+class FaceCrops(list[tuple[int, Any]]):
+    """What a FACE_CROP socket carries: per face (picture number from 0, FaceCrop); `pictures`: how many there were."""
+
+    def __init__(self, crops: Iterable[tuple[int, Any]], pictures: int) -> None:
+        super().__init__(crops)
+        self.pictures = pictures
 
 
 def from_image(image: Tensor, name: str = "image") -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError, NoFaceError
-from .convert import CATEGORY, check_count, check_side, from_image, from_mask, match_batch, to_image, to_pixels
+from .convert import CATEGORY, FaceCrops, check_count, check_side, from_image, from_mask, match_batch, to_image, to_pixels
 
 
 class CropFaces:
@@ -49,7 +49,7 @@ class CropFaces:
             for index, (pixels, found) in enumerate(zip(pictures, faces, strict=True))
             for face in found
         ]
-        return crops, to_image(torch.cat([crop.tensor for _, crop in crops]))
+        return FaceCrops(crops, len(pictures)), to_image(torch.cat([crop.tensor for _, crop in crops]))
 
 
 class StitchFaces:
@@ -83,9 +83,16 @@ class StitchFaces:
         check_side(results, crops, "result")
         check_side(seams, crops, "seam")
         originals = from_image(image)
-        if len(image) <= max(index for index, _ in crops):
+        if len(image) != crops.pictures:  # a picture too many would pass with the faces it shows
             raise InputError(
-                f"the crops come from more pictures than the image's batch of {len(image)}; connect the same image"
+                f"the crops come from {crops.pictures} pictures but the image is a batch of {len(image)}; "
+                "connect the image they were cut from"
+            )
+        width, height = crops[0][1].picture_size
+        if (image.shape[2], image.shape[1]) != (width, height):
+            raise InputError(
+                f"the crops come from a picture of {width}x{height} but the image is {image.shape[2]}x{image.shape[1]}; "
+                "connect the image they were cut from"
             )
         outputs, touched = to_pixels(image), [np.zeros(image.shape[1:3], bool) for _ in image]
         for (index, crop), new, weight in zip(crops, results, seams, strict=True):

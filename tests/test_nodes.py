@@ -289,6 +289,11 @@ def test_stitch_refuses_sizes_and_batches_that_differ(portrait: torch.Tensor, cr
         run("StitchFaces", image=portrait, crops=crops, result=torch.rand(1, 128, 128, 3), seam=torch.ones(1, 64, 64))
     with pytest.raises(Exception, match="NaN"):
         run("StitchFaces", image=portrait, crops=crops, result=torch.full((1, 128, 128, 3), float("nan")), seam=seam)
+    result, seam = torch.rand(1, 128, 128, 3), torch.ones(1, 128, 128)
+    with pytest.raises(Exception, match="come from 1 pictures but the image is a batch of 2"):
+        run("StitchFaces", image=portrait.repeat(2, 1, 1, 1), crops=crops, result=result, seam=seam)
+    with pytest.raises(Exception, match="come from a picture of 512x512 but the image is 512x256"):
+        run("StitchFaces", image=portrait[:, :256], crops=crops, result=result, seam=seam)
 
 
 def test_before_and_after_stand_side_by_side_under_their_labels(portrait: torch.Tensor) -> None:
