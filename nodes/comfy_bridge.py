@@ -369,8 +369,8 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
         if index + 1 >= len(sigmas) or sigmas[index + 1] <= 0:
             return denoised
         with torch.inference_mode(False), torch.no_grad():
-            if index == 0 or state.get("for") is not sigmas:
-                state.update({"for": sigmas, "guidance": _build_guidance(spec, vae, arguments["model"])})
+            if "guidance" not in state:
+                state["guidance"] = _build_guidance(spec, vae, arguments["model"])
             guidance = state["guidance"]
             if not guidance.active(index / (len(sigmas) - 1)):
                 return denoised

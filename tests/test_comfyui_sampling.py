@@ -244,8 +244,14 @@ def _run_route(bridge: Any, route: str, setting: Setting, steps: int = 4) -> tor
         latent, _ = run_stock_node("SamplerCustomAdvanced", latent_image=setting.latent, **inputs)
     else:
         (patched,) = run_node("ApplyGuidance", model=setting.model, **guidance)
-        inputs = {"sampler_name": "euler_ancestral", "scheduler": "sgm_uniform", "steps": steps, "cfg": 1.0, "denoise": 1.0}
-        (latent,) = run_stock_node("KSampler", model=patched, latent_image=setting.latent, seed=3, **cond, **inputs)
+        return _ksampler(replace(setting, model=patched), "euler_ancestral", steps)
+    return latent["samples"].clone()
+
+
+def _ksampler(setting: Setting, sampler: str, steps: int = 4) -> torch.Tensor:
+    inputs = {"sampler_name": sampler, "scheduler": "sgm_uniform", "steps": steps, "cfg": 1.0, "denoise": 1.0, "seed": 3}
+    cond = {"positive": setting.positive, "negative": setting.negative}
+    (latent,) = run_stock_node("KSampler", model=setting.model, latent_image=setting.latent, **cond, **inputs)
     return latent["samples"].clone()
 
 
@@ -254,6 +260,15 @@ def test_the_three_routes_make_the_same_face(bridge: Any, demo_setting: Setting)
     assert torch.equal(one_box, advanced)
     assert torch.allclose(one_box, stock, atol=1e-3)
     assert not torch.allclose(one_box, _stock(bridge, demo_setting), atol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:Should have tb<=t1")  # torchsde's rounding
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "heun", "dpm_2", "dpmpp_2m", "dpmpp_sde", "lcm", "uni_pc"])
+def test_any_stock_sampler_follows_the_guidance(bridge: Any, demo_setting: Setting, sampler: str) -> None:
+    guidance = {"guidance": _spec(bridge, demo_setting, 1.0), "vae": demo_setting.vae}
+    (patched,) = run_node("ApplyGuidance", model=demo_setting.model, **guidance)
+    pulled, plain = (_ksampler(replace(demo_setting, model=model), sampler, 8) for model in (patched, demo_setting.model))
+    assert _loss(bridge, demo_setting, pulled) < _loss(bridge, demo_setting, plain)
 
 
 @pytest.mark.parametrize("route", ROUTES)

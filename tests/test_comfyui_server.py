@@ -234,7 +234,7 @@ _FACELESS = Linked("LoadImage", {"image": "no_face.png"})
         (
             "AttributeGuidance",
             {"target": Linked("FaceAnon_TargetFromImage", {"image": _FACELESS, "encoder": ("LoadDemoModel", 2)})},
-            "no face was found",
+            "shows no face",
         ),
         ("DemoConditioning", {"attributes": "mood=grumpy"}, "no attribute named 'mood'"),
         ("CropFaces", {"image": _repeated("Image", "image", ("LoadImage", 0))}, "the image has a batch of 2"),
