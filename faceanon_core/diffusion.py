@@ -93,7 +93,7 @@ class DemoModel:
         self.vae = load_vae(assets / "vae.safetensors", self.device)
         self.unet = _load(build_unet(), assets / "unet.safetensors", self.device)
         if has_native_bfloat16(self.device):
-            self.unet.to(torch.bfloat16)  # else autocast would convert 42M weights at every step
+            nn.Module.to(self.unet, torch.bfloat16)  # else autocast would convert 42M weights at every step
         self.tokens = _load(AttributeTokens(), assets / "tokens.safetensors", self.device)
         self._log_sigmas = torch.from_numpy(_all_sigmas()).log().float()
 
