@@ -247,6 +247,7 @@ _FACELESS = Linked("LoadImage", {"image": "no_face.png"})
             {"latent": Linked("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1})},
             "result is 64x64 but the crops are 256x256",
         ),
+        ("StitchFaces", {"image": _repeated("Image", "image", ("LoadImage", 0))}, "but the image is a batch of 2"),
         ("StitchFaces", {"seam": _SMALL_MASK}, "seam is 128x96 but the crops are 256x256"),
     ],
 )
