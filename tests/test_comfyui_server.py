@@ -465,3 +465,27 @@ def test_a_mask_painted_in_load_image_keeps_what_it_covers(server: Server, portr
     assert entry["status"]["status_str"] == "success", _error(entry)
     (new,) = _shown(server, entry, _id(prompt, "SaveImage"))
     assert (new[painted] == old[painted]).all() and (new != old)[140:150, 210:240].any()
+
+
+@pytest.mark.parametrize("name", ["3_keep", "4_group", "5_synthesize", "6_video", "8_contact"])
+def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> None:
+    (file,) = (ROOT / "workflows").glob(f"{name}*.json")
+    prompt = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
+    for node in prompt.values():
+        quick = {"LoadImage": {"image": "portrait.png"}, "LoadVideo": {"file": "clip.mp4"}}.get(node["class_type"], {})
+        node["inputs"] |= quick | {key: value for key, value in {"steps": 2, "seeds": 1}.items() if key in node["inputs"]}
+    if name == "6_video":
+        _write_clip(server.folder / "input" / "clip.mp4", _pixels(server.folder / "input" / "portrait.png"))
+    assert server.run(prompt)["status"]["status_str"] == "success"
+
+
+def _write_clip(path: Path, picture: Any) -> None:
+    """Four frames that pan over a picture."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=8)
+        stream.width = stream.height = 384
+        for shift in range(0, 16, 4):
+            view = np.ascontiguousarray(picture[:384, 40 + shift : 424 + shift], np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24").reformat(format="yuv420p")))
+        film.mux(stream.encode())

@@ -19,6 +19,7 @@ from faceanon_core.diffusion import (
     DemoModel,
     InpaintCond,
     build_schedule,
+    has_native_bfloat16,
     load_vae,
     schedule_sigmas,
 )
@@ -84,7 +85,8 @@ def test_the_prediction_is_that_of_diffusers_ddim_for_v(model, source, cond, tim
     alpha = ddim.alphas_cumprod[timestep]
     sigma = (1 - alpha).sqrt() / alpha.sqrt()
     free = InpaintCond(cond.context, cond.mask, cond.masked_latent)
-    assert torch.allclose(model.denoise(source + sigma * noise, sigma.view(1), free), expected, atol=1e-3)
+    rounding = 0.03 if has_native_bfloat16(model.device) else 1e-3  # a last bit of bfloat16 at the size of v
+    assert torch.allclose(model.denoise(source + sigma * noise, sigma.view(1), free), expected, atol=rounding)
 
 
 def test_outside_the_hole_the_source_is_restored_exactly(model, source, cond) -> None:

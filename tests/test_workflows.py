@@ -18,7 +18,50 @@ FILES = sorted((ROOT / "workflows").glob("*.json"))
 TITLE_PX = 30  # the title bar, drawn above a node's position
 PICTURE = ("COMBO", {"image_upload": True})
 # ComfyUI's own nodes that the workflows use, v0.3.64
+SEED = ("INT", {"control_after_generate": True, "min": 0, "max": 2**64 - 1})
 STOCK: dict[str, dict[str, Any]] = {
+    "CheckpointLoaderSimple": {
+        "input": {"required": {"ckpt_name": ("COMBO",)}},
+        "output": ["MODEL", "CLIP", "VAE"],
+    },
+    "CLIPTextEncode": {"input": {"required": {"text": ("STRING",), "clip": ("CLIP",)}}, "output": ["CONDITIONING"]},
+    "CreateVideo": {
+        "input": {
+            "required": {"images": ("IMAGE",), "fps": ("FLOAT", {"min": 1, "max": 120})},
+            "optional": {"audio": ("AUDIO",)},
+        },
+        "output": ["VIDEO"],
+    },
+    "GetVideoComponents": {"input": {"required": {"video": ("VIDEO",)}}, "output": ["IMAGE", "AUDIO", "FLOAT"]},
+    "KSampler": {
+        "input": {
+            "required": {
+                "model": ("MODEL",),
+                "seed": SEED,
+                "steps": ("INT", {"min": 1, "max": 10000}),
+                "cfg": ("FLOAT", {"min": 0, "max": 100}),
+                "sampler_name": ("COMBO",),
+                "scheduler": ("COMBO",),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT",),
+                "denoise": ("FLOAT", {"min": 0, "max": 1}),
+            }
+        },
+        "output": ["LATENT"],
+    },
+    "LoadVideo": {"input": {"required": {"file": ("COMBO", {"video_upload": True})}}, "output": ["VIDEO"]},
+    "SaveVideo": {
+        "input": {
+            "required": {
+                "video": ("VIDEO",),
+                "filename_prefix": ("STRING",),
+                "format": ("COMBO",),
+                "codec": ("COMBO",),
+            }
+        },
+        "output": [],
+    },
     "LoadImage": {"input": {"required": {"image": PICTURE}}, "output": ["IMAGE", "MASK"]},
     "PreviewImage": {"input": {"required": {"images": ("IMAGE",)}}, "output": []},
     "SaveImage": {"input": {"required": {"images": ("IMAGE",), "filename_prefix": ("STRING",)}}, "output": []},
@@ -33,8 +76,9 @@ def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
     return loaded
 
 
-def test_there_is_a_workflow() -> None:
-    assert FILES
+def test_every_workflow_has_a_thumbnail() -> None:
+    """ComfyUI shows them in its template browser."""
+    assert [file.stem for file in FILES if not file.with_suffix(".jpg").is_file()] == [] and len(FILES) == 8
 
 
 def test_links_join_sockets_of_one_type(workflow: dict[str, Any]) -> None:
