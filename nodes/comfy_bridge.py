@@ -8,7 +8,7 @@ run, because moving a module inside inference mode taints it again. ComfyUI's ow
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -160,6 +160,15 @@ def vae_encode(vae: Any, images: Tensor) -> Tensor:
 def vae_decode(vae: Any, samples: Tensor) -> Tensor:
     """LATENT samples of this VAE -> (B,3,H,W) float 0..1."""
     return vae.decode(samples).permute(0, 3, 1, 2)  # BHWC -> BCHW
+
+
+def report_progress(items: Sequence[Any]) -> Iterator[Any]:
+    """Iterate with the node's progress bar; Cancel takes effect before each item."""
+    bar = comfy.utils.ProgressBar(len(items))
+    for item in items:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield item
+        bar.update(1)
 
 
 def extend(conditioning: Any, values: dict[str, Any]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ class FaceCrops(list[tuple[int, Any]]):
     def __init__(self, crops: Iterable[tuple[int, Any]], pictures: int) -> None:
         super().__init__(crops)
         self.pictures = pictures
+
+
+def one_by_one(items: Sequence[Any]) -> Iterable[Any]:
+    """Iterate over pictures or faces; inside ComfyUI with progress bar and Cancel."""
+    if sys.modules.get("comfy.utils") is None:
+        return items
+    from . import comfy_bridge
+
+    return comfy_bridge.report_progress(items)
 
 
 def from_image(image: Tensor, name: str = "image") -> Tensor:

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError, NoFaceError
-from .convert import CATEGORY, FaceCrops, check_count, check_side, from_image, from_mask, match_batch, to_image, to_pixels
+from .convert import (
+    CATEGORY,
+    FaceCrops,
+    check_count,
+    check_side,
+    from_image,
+    from_mask,
+    match_batch,
+    one_by_one,
+    to_image,
+    to_pixels,
+)
 
 
 class CropFaces:
@@ -95,7 +106,7 @@ class StitchFaces:
                 "connect the image they were cut from"
             )
         outputs, touched = to_pixels(image), [np.zeros(image.shape[1:3], bool) for _ in image]
-        for (index, crop), new, weight in zip(crops, results, seams, strict=True):
+        for (index, crop), new, weight in one_by_one(list(zip(crops, results, seams, strict=True))):
             check_changed(crop.tensor, new[None], _solid_part(weight[None]))
             outputs[index] = stitch_face(outputs[index], crop, new[None], weight[None])
             touched[index] |= seam_in_image(crop, weight[None], image.shape[2], image.shape[1]) > 0

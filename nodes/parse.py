@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..faceanon_core.errors import AnonymizationError, NoFaceError, UnknownNameError
-from .convert import CATEGORY, check_count, to_pixels
+from .convert import CATEGORY, check_count, one_by_one, to_pixels
 from .folders import model_folders
 
 _ORDERS = ("largest first", "left to right", "top to bottom")
@@ -56,7 +56,7 @@ class ParseFaces:
 
         pictures = to_pixels(image)
         with FaceDetector(min_score, task_folders=model_folders()) as detector:
-            scans = [detector.scan(pixels) for pixels in pictures]
+            scans = [detector.scan(pixels) for pixels in one_by_one(pictures)]
         lost = sum(len(scan.unfitted) for scan in scans)
         if lost:
             raise AnonymizationError(

@@ -179,3 +179,20 @@ def test_a_sheet_that_cannot_be_made_is_refused_before_anything_is_sampled(
 ) -> None:
     with pytest.raises(Exception, match=message):
         run_node("SeedStrengthSheet", **{**sheet_inputs, "model": None, **values})
+
+
+def test_parsing_a_batch_shows_progress_and_can_be_cancelled(bridge: Any, astronaut: Any) -> None:
+    import comfy.model_management
+
+    batch = torch.from_numpy(astronaut).float()[None].repeat(3, 1, 1, 1) / 255
+    seen: list[int] = []
+
+    def cancel_after_two(value: int, total: int, _: Any) -> None:
+        seen.append(value)
+        comfy.model_management.interrupt_current_processing(total == 3 and value == 2)
+
+    with progress_hook(cancel_after_two), pytest.raises(comfy.model_management.InterruptProcessingException):
+        run_node("ParseFaces", image=batch, min_score=0.5)
+    assert seen == [1, 2]
+    _, _, count = run_node("ParseFaces", image=batch, min_score=0.5)
+    assert count == 3
