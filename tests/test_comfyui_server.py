@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from comfyui_tools import need_requirements_of_comfyui
 from make_checkpoints import write_vae_of_16_channels
 from pack import ROOT
-from workflow_tools import ui_to_api
+from workflow_tools import ui_to_api, write_twins
 
 from faceanon_core.target import gallery_index
 
@@ -477,6 +477,12 @@ def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> No
     if name == "6_video":
         _write_clip(server.folder / "input" / "clip.mp4", _pixels(server.folder / "input" / "portrait.png"))
     assert server.run(prompt)["status"]["status_str"] == "success"
+
+
+def test_the_api_twins_of_all_workflows_are_written(server: Server, tmp_path: Path) -> None:
+    twins = write_twins(f"http://127.0.0.1:{server.port}", tmp_path)
+    assert [twin.name[0] for twin in twins] == list("12345678")
+    assert json.loads(twins[0].read_text())["2"] == {"class_type": "LoadImage", "inputs": {"image": "portrait.png"}}
 
 
 def _write_clip(path: Path, picture: Any) -> None:

@@ -1,7 +1,14 @@
-"""Turn a workflow saved by ComfyUI's editor into the API format that POST /prompt takes."""
+"""Turn a workflow saved by ComfyUI's editor into the API format that POST /prompt takes.
+
+`python tests/workflow_tools.py http://127.0.0.1:8188 FOLDER` writes the API twins of all workflows of the pack.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 _WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -41,3 +48,22 @@ def declared_inputs(definition: dict[str, Any]) -> list[tuple[str, Any, dict[str
         for name, spec in definition["input"].get(part, {}).items():
             rows.append((name, spec[0], spec[1] if len(spec) > 1 else {}))
     return rows
+
+
+def write_twins(server: str, folder: Path) -> list[Path]:
+    """Write `<name>.api.json` for every workflow of the pack, with the definitions of a running server."""
+    with urllib.request.urlopen(f"{server.rstrip('/')}/object_info", timeout=60) as answer:
+        definitions = json.load(answer)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for source in sorted((Path(__file__).resolve().parent.parent / "workflows").glob("*.json")):
+        twin = folder / f"{source.stem}.api.json"
+        prompt = ui_to_api(json.loads(source.read_text(encoding="utf-8")), definitions)
+        twin.write_text(json.dumps(prompt, indent=1) + "\n", encoding="utf-8")
+        written.append(twin)
+    return written
+
+
+if __name__ == "__main__":
+    for path in write_twins(sys.argv[1], Path(sys.argv[2])):
+        sys.stdout.write(f"{path}\n")
