@@ -12,12 +12,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from ..diffusion import DemoModel, load_vae
 from ..encoder import load_demo_encoder
+from ..geometry import FloatArray
 from ..identity import Recogniser
 from ..pipeline import Settings
+from ..proportions import measure_proportions
 from ..weights import ASSETS
 from .data import FaceSet
 from .encoder import EncoderSettings, train_encoder
@@ -27,7 +31,7 @@ from .labels import label_faces
 from .unet import UnetSettings, complete_labels, train_unet
 from .vae import VaeSettings, train_vae
 
-STAGES = ("vae", "encoder", "unet", "gallery", "install", "evaluate")
+STAGES = ("vae", "encoder", "proportions", "unet", "gallery", "install", "evaluate")
 
 
 def main() -> int:
@@ -39,6 +43,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
     parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate")
     parser.add_argument("--unet-steps", type=int, default=UnetSettings.steps)
+    parser.add_argument("--unet-seed", type=int, default=UnetSettings.seed, help="another one draws other faces and masks")
     parser.add_argument("--minutes", type=float, default=1e9, help="end the evaluation after this long")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -57,11 +62,24 @@ def _encoder(options: argparse.Namespace) -> None:
     train_encoder(faces, label_faces(faces), options.work, EncoderSettings())
 
 
+def _proportions(options: argparse.Namespace) -> None:
+    faces = FaceSet(options.faces, "train")
+    people = np.stack([measure_proportions(landmarks) for landmarks in faces.landmarks if _frontal(landmarks)])
+    stored = {"mean": people.mean(0), "covariance": np.cov(people.T)}
+    save_file(stored, options.work / "proportions.safetensors")
+
+
+def _frontal(landmarks: FloatArray) -> bool:
+    """Whether the nose's tip lies near the middle of the face: a turned head shows other proportions than its own."""
+    tip, right, left = landmarks[[4, 234, 454], 0]
+    return bool(abs((tip - right) / (left - right) - 0.5) < 0.08)
+
+
 def _unet(options: argparse.Namespace) -> None:
     faces = FaceSet(options.faces, "train")
     labels = complete_labels(load_demo_encoder(options.work / "encoder.safetensors"), faces, label_faces(faces))
     vae = load_vae(options.work / "vae.safetensors").to(memory_format=torch.channels_last)
-    settings = UnetSettings(steps=options.unet_steps)
+    settings = UnetSettings(steps=options.unet_steps, seed=options.unet_seed)
     train_unet(faces, labels, vae, options.start / "unet.safetensors", options.work, settings)
 
 
@@ -75,7 +93,7 @@ def _gallery(options: argparse.Namespace) -> None:
 def _install(options: argparse.Namespace) -> None:
     """Copy what was trained into the package."""
     ASSETS.mkdir(exist_ok=True)
-    for name in ("vae", "unet", "tokens", "encoder"):
+    for name in ("vae", "unet", "tokens", "encoder", "proportions"):
         shutil.copy(options.work / f"{name}.safetensors", ASSETS)
     shutil.copytree(options.work / "gallery", ASSETS / "gallery", dirs_exist_ok=True)
 
@@ -87,7 +105,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 
-_RUN = {"vae": _vae, "encoder": _encoder, "unet": _unet, "gallery": _gallery, "install": _install, "evaluate": _evaluate}
+_RUN = {
+    "vae": _vae, "encoder": _encoder, "proportions": _proportions, "unet": _unet, "gallery": _gallery,
+    "install": _install, "evaluate": _evaluate,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

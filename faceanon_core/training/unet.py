@@ -12,16 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..attributes import VOCABULARY, Attributes, to_indices
+from ..attributes import BY_NAME, VOCABULARY, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
 from ..errors import InputError
 from ..geometry import FloatArray
 from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
 from ..sketch import face_sketch, hide_face
+from ..skin import crop_skin_tone
 from .data import FaceSet, batch_at
 from .loop import Ema, Run, train
 
+_SKIN = VOCABULARY.index(BY_NAME["skin"])
 _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mouth", "lips")
 
 
@@ -35,6 +37,7 @@ class UnetSettings:
     seed: int = 0
     drop_all: float = 0.1  # share of samples with every attribute unknown
     drop_one: float = 0.25  # chance of each attribute to be unknown
+    exposure: float = 0.5  # share of samples in other light: the data are evenly lit, photographs are not
     no_sketch: float = 0.15  # share of samples with plain grey in the hole, as ComfyUI's stock node gives
     outside_weight: float = 0.15  # loss weight of pixels outside the mask
     images_per_view: int = 1600  # encoding a face costs more than a step on it, so a view holds a part of them ...
@@ -46,10 +49,14 @@ class UnetSettings:
 
 
 class LatentCache:
-    """Latents of the crops and of their masked versions, made when first asked for; masks drawn once per view."""
+    """Latents of the crops and of their masked versions, made when first asked for; masks and light drawn once per view.
 
-    def __init__(self, faces: FaceSet, vae: Any, settings: UnetSettings) -> None:
+    `targets` (N, attributes), indices as of `to_indices`, follow the light: a darker picture shows a darker skin.
+    """
+
+    def __init__(self, faces: FaceSet, labels: list[Attributes], vae: Any, settings: UnetSettings) -> None:
         self.faces, self.vae, self.settings = faces, vae, settings
+        self.targets = torch.tensor([to_indices(known) for known in labels])
         count = len(faces)
         self.latents = torch.zeros(count, 4, 32, 32, dtype=torch.float16)
         self.masked = torch.zeros(count, 4, 32, 32, dtype=torch.float16)
@@ -71,6 +78,10 @@ class LatentCache:
         for row, i in enumerate(indices):
             rng = np.random.default_rng([self.settings.seed, view, i])
             landmarks = self.faces.landmarks[i]
+            if rng.random() < self.settings.exposure:
+                images[row] = _other_light(images[row], rng)
+            pixels = (images[row].permute(1, 2, 0) * 255).round().byte().numpy()
+            self.targets[i, _SKIN] = 1 + BY_NAME["skin"].values.index(crop_skin_tone(pixels, landmarks))
             core = self._random_mask(landmarks, rng)
             filling = 0.5 if rng.random() < self.settings.no_sketch else face_sketch(landmarks, 256)
             hidden[row] = hide_face(images[row : row + 1], core, filling)[0]
@@ -105,6 +116,12 @@ class LatentCache:
             return region_mask(labels, RegionChoice(grow_px=grow)).core
 
 
+def _other_light(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """The picture (3, H, W) 0..1 brighter or darker, with another contrast and white balance."""
+    gamma, gain = float(rng.uniform(0.7, 1.4)), torch.from_numpy(rng.uniform(0.9, 1.15, (3, 1, 1))).float()
+    return ((image**gamma) * gain).clamp(0, 1)
+
+
 def train_unet(
     faces: FaceSet, labels: list[Attributes], vae: Any, start: Path, work: Path, settings: UnetSettings,
     minutes: float = 1e9,
@@ -129,16 +146,16 @@ def train_unet(
         {"params": model["tokens"].parameters(), "lr": settings.tokens_rate},
     ]
     optimizer = torch.optim.AdamW(parts, weight_decay=0.01)
-    targets = torch.tensor([to_indices(known) for known in labels])
-    cache = LatentCache(faces, vae, settings)
+    cache = LatentCache(faces, labels, vae, settings)
     schedule = build_schedule()
     average: list[float] = []
 
     def loss_at(step: int) -> tuple[Tensor, str]:
         view, indices = _batch(len(faces), settings, step)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        context = model["tokens"](_drop(targets[indices], settings, generator))
-        loss = _loss(model["unet"], schedule, cache.get(indices, view), context, settings, generator)
+        data = cache.get(indices, view)
+        context = model["tokens"](_drop(cache.targets[indices], settings, generator))
+        loss = _loss(model["unet"], schedule, data, context, settings, generator)
         average[:] = [0.98 * average[0] + 0.02 * loss.item() if average else loss.item()]
         return loss, f"loss {average[0]:.4f}"
 
