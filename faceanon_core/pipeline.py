@@ -27,6 +27,7 @@ from .faces import Face, FaceDetector, Unfitted
 from .guidance import AttributeGuidance, GuidanceSettings
 from .identity import Recogniser
 from .image import load_picture
+from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import change_proportions
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
@@ -221,8 +222,10 @@ class Anonymizer:
     ) -> Tensor:  # fmt: skip
         """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
         source, model = crop.tensor, self.model
-        changed = change_proportions(crop.landmarks, mask.core, seed, settings.proportions)
-        filling = face_sketch(changed, model.size_px) if settings.describe else 0.5
+        filling: Tensor | float = 0.5
+        if settings.describe:
+            changed = change_proportions(crop.landmarks, mask.core, seed, settings.proportions)
+            filling = face_sketch(changed, model.size_px, new_face_light(crop, settings.attributes.get("skin")))
         hidden = hide_face(source, mask.core, filling)
         source_latent, masked_latent = model.encode(source), model.encode(hidden)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
@@ -292,6 +295,12 @@ def new_face_attributes(target: Target, asked: Attributes, crop: FaceCrop) -> At
     if "hair" not in asked:
         attributes.pop("hair", None)
     return attributes
+
+
+def new_face_light(crop: FaceCrop, skin: str | None = None) -> Plane:
+    """Light of the source's skin; on skin of another tone where `skin`, a value of that attribute, is asked for."""
+    light = skin_light(crop.pixels, crop.landmarks)
+    return light if skin is None else in_tone(light, skin)
 
 
 def check_changed(source: Tensor, result: Tensor, core: Tensor) -> None:

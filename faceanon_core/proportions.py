@@ -76,8 +76,8 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
     people = population()
     change = _SPREAD * people.factor @ _draw(seed) - _TOWARDS_AVERAGE * (before - people.mean)
     after = before + amount * change
-    apart, eyes, eye_size, brows, nose, nose_width, mouth, mouth_width = map(float, after - before)
-    eye_ratio, nose_ratio, mouth_ratio = (float(after[i] / before[i]) for i in (2, 5, 7))
+    apart, eyes, _, brows, nose, _, mouth, _ = map(float, after - before)
+    _, _, eye_ratio, _, _, nose_ratio, _, mouth_ratio = map(float, after / before)
     groups = (
         (
             _Move(geometry.RIGHT_EYE + geometry.RIGHT_IRIS, -apart / 2, eyes, eye_ratio, eye_ratio),
@@ -109,7 +109,7 @@ class _Move:
 
 
 class _FaceFrame:
-    """Axes and size of a face: `axes` rows point to the subject's left and down, `size` is its width and height in pixels."""
+    """`axes` rows point to the subject's left and down; `size` is the face's width and height in pixels."""
 
     def __init__(self, landmarks: FloatArray) -> None:
         right, left = eye_centers(landmarks)

@@ -1,7 +1,7 @@
-"""A line drawing of pose and expression, put in place of the removed face.
+"""A drawing of pose, expression and light, put in place of the removed face.
 
-The inpainting model sees the source with the face cut out; where the eyes look and whether the mouth is open is then
-lost. The demo model was trained with this drawing in the hole, which carries pose and expression but no texture.
+The inpainting model sees the source with the face cut out; where the eyes look, whether the mouth is open and how light
+the skin is are then lost. The demo model was trained with this drawing in the hole, which carries these but no texture.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import geometry
 from .geometry import FloatArray
+from .light import Plane, paint_light
 
 _SHIFT = 4  # sub-pixel bits of OpenCV's drawing calls
 _LINES: tuple[tuple[tuple[int, ...], bool, tuple[int, int, int]], ...] = (
@@ -28,17 +29,22 @@ _LINES: tuple[tuple[tuple[int, ...], bool, tuple[int, int, int]], ...] = (
 )
 
 
-def face_sketch(landmarks: FloatArray, size_px: int) -> Tensor:
-    """Draw the face's outline, brows, eyes, irises, nose and lips on mid grey.
+def face_sketch(landmarks: FloatArray, size_px: int, light: Plane | None = None) -> Tensor:
+    """Draw the face's outline, brows, eyes, irises, nose and lips on mid grey, the face itself filled with its light.
 
     Args:
         landmarks: (478, 2) xy in pixels of a square crop.
         size_px: side of that crop.
+        light: of `skin_light`; None leaves the face grey.
     Returns: (1, 3, size_px, size_px) float 0..1.
     """
     canvas = np.full((size_px, size_px, 3), 128, np.uint8)
     width = max(1, round(size_px / 128))
     points = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
+    if light is not None:
+        face = np.zeros((size_px, size_px), np.uint8)
+        cv2.fillPoly(face, [points[list(geometry.FACE_OVAL)].reshape(-1, 1, 2)], 1, shift=_SHIFT)
+        canvas[face > 0] = paint_light(light, size_px)[face > 0]
     for indices, closed, colour in _LINES:
         line = points[list(indices)].reshape(-1, 1, 2)
         cv2.polylines(canvas, [line], closed, colour, width, cv2.LINE_AA, _SHIFT)

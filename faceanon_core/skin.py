@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,20 @@ def typology_angle(crop: NDArray[np.uint8], landmarks: FloatArray) -> float:
 def skin_tone(angle: float) -> str:
     """Value of the attribute "skin" for a typology angle in degrees."""
     return next(name for bound, name in _ITA_CLASSES if angle > bound)
+
+
+def typical_colour(tone: str, lab: NDArray[np.float32]) -> NDArray[np.float32]:
+    """CIE L*a*b* (3,) of skin of another tone; what `lab` (3,) already agrees with, it keeps.
+
+    The yellow-blue part stays where it is skin-like, and lightness follows from the middle of the tone's class of angles.
+    """
+    angles = [62.0, *(0.5 * (above[0] + below[0]) for above, below in pairwise(_ITA_CLASSES[:-1])), -45.0]
+    lightness, red, yellow = map(float, lab)
+    if skin_tone(float(np.degrees(np.arctan2(lightness - 50, yellow)))) == tone:
+        return lab
+    index = [name for _, name in _ITA_CLASSES].index(tone)
+    yellow, red = float(np.clip(yellow, 12, 24)), float(np.clip(red, 8, 18))
+    return np.array([50 + yellow * np.tan(np.radians(angles[index])), red, yellow], np.float32)
 
 
 def crop_skin_tone(crop: NDArray[np.uint8], landmarks: FloatArray) -> str:

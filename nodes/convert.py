@@ -15,6 +15,7 @@ from ..faceanon_core.checks import check_image, check_mask
 from ..faceanon_core.errors import InputError, ShapeError
 
 CATEGORY = "FaceAnon"
+ASKED_SKIN = "faceanon_skin"  # key in CONDITIONING: skin tone asked of the new face; missing where the source's stays
 
 
 class FaceCrops(list[tuple[int, Any]]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..faceanon_core.attributes import parse_attributes
-from .convert import CATEGORY
+from .convert import ASKED_SKIN, CATEGORY
 
 
 class LoadDemoModel:
@@ -65,7 +65,10 @@ class DemoConditioning:
         asked, sources = parse_attributes(attributes), [crop for _, crop in crops]
         targets = for_each_face(target, sources, "target")
         faces = [new_face_attributes(one, asked, crop) for one, crop in zip(targets, sources, strict=True)]
-        return comfy_bridge.demo_conditioning(faces), comfy_bridge.demo_conditioning([{}])
+        positive = comfy_bridge.demo_conditioning(faces)
+        if "skin" in asked:
+            positive = comfy_bridge.extend(positive, {ASKED_SKIN: asked["skin"]})
+        return positive, comfy_bridge.demo_conditioning([{}])
 
 
 NODES = (LoadDemoModel, DemoConditioning)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import GuidanceSettings
-from .convert import CATEGORY, check_side, from_mask, match_batch
+from .convert import ASKED_SKIN, CATEGORY, check_side, from_mask, match_batch
 
 _SEED = {
     "default": 0,
@@ -50,7 +50,7 @@ class InpaintFaces:
                     "BOOLEAN",
                     {
                         "default": True,
-                        "tooltip": "On: pose and expression are drawn into the hole (demo model only). Off: plain grey.",
+                        "tooltip": "On: pose, expression and light are drawn in the hole (demo model only). Off: plain grey.",
                     },
                 ),
                 "proportions": (
@@ -74,6 +74,7 @@ class InpaintFaces:
     def encode(
         self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int
     ) -> tuple[Any, Any, Any]:
+        from ..faceanon_core.pipeline import new_face_light
         from ..faceanon_core.proportions import change_proportions
         from ..faceanon_core.regions import latent_mask
         from ..faceanon_core.sketch import face_sketch, hide_face
@@ -89,7 +90,9 @@ class InpaintFaces:
         if sketch:
             rows = zip(sources, core.split(1), persons, strict=True)
             poses = [change_proportions(crop.landmarks, hole, seed + person, proportions) for crop, hole, person in rows]
-            filling = torch.cat([face_sketch(pose, images.shape[-1]) for pose in poses])
+            lights = [new_face_light(crop, positive[0][1].get(ASKED_SKIN)) for crop in sources]
+            drawn = [face_sketch(pose, images.shape[-1], light) for pose, light in zip(poses, lights, strict=True)]
+            filling = torch.cat(drawn)
         source = comfy_bridge.vae_encode(vae, images)
         masked = comfy_bridge.vae_encode(vae, hide_face(images, core, filling))
         hole = latent_mask(core, source.shape[-1])

@@ -16,6 +16,7 @@ from ..attributes import BY_NAME, VOCABULARY, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
 from ..errors import InputError
 from ..geometry import FloatArray
+from ..light import skin_light
 from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
 from ..sketch import face_sketch, hide_face
@@ -38,6 +39,7 @@ class UnetSettings:
     drop_all: float = 0.1  # share of samples with every attribute unknown
     drop_one: float = 0.25  # chance of each attribute to be unknown
     exposure: float = 0.5  # share of samples in other light: the data are evenly lit, photographs are not
+    no_light: float = 0.1  # share of samples whose sketch does not show the skin's light
     no_sketch: float = 0.15  # share of samples with plain grey in the hole, as ComfyUI's stock node gives
     outside_weight: float = 0.15  # loss weight of pixels outside the mask
     images_per_view: int = 1600  # encoding a face costs more than a step on it, so a view holds a part of them ...
@@ -83,7 +85,8 @@ class LatentCache:
             pixels = (images[row].permute(1, 2, 0) * 255).round().byte().numpy()
             self.targets[i, _SKIN] = 1 + BY_NAME["skin"].values.index(crop_skin_tone(pixels, landmarks))
             core = self._random_mask(landmarks, rng)
-            filling = 0.5 if rng.random() < self.settings.no_sketch else face_sketch(landmarks, 256)
+            light = None if rng.random() < self.settings.no_light else skin_light(pixels, landmarks)
+            filling = 0.5 if rng.random() < self.settings.no_sketch else face_sketch(landmarks, 256, light)
             hidden[row] = hide_face(images[row : row + 1], core, filling)[0]
             if view % 2:
                 images[row], hidden[row], core = images[row].flip(-1), hidden[row].flip(-1), core.flip(-1)

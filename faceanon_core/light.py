@@ -1,0 +1,60 @@
+"""The light and tone of a face's skin, as a plane of colour: all that the new face takes over from the source's pixels.
+
+Nine numbers (a colour and how it changes across and down) carry skin tone, exposure, white balance and where the light
+comes from. They carry no shape, so they do not hand the source's face on.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import FloatArray
+from .parsing import INDEX, LandmarkParser
+from .skin import typical_colour
+
+Plane = NDArray[np.float32]  # (3, 3) rows: the colour 0..255 at the crop's middle, its change to the right, and down
+_ROUNDS = 3  # of the fit, each without what lies far from the last: fringes, glasses, beards
+
+
+def skin_light(crop: NDArray[np.uint8], landmarks: FloatArray) -> Plane:
+    """Fit the plane to the skin of a face crop.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB.
+        landmarks: (478, 2) xy in crop pixels.
+    """
+    labels = LandmarkParser().parse(crop, landmarks)
+    rows, columns = np.nonzero((labels == INDEX["skin"]) | (labels == INDEX["nose"]))
+    if len(rows) < 3:
+        return np.concatenate([crop.reshape(-1, 3).mean(0, keepdims=True), np.zeros((2, 3))]).astype(np.float32)
+    places = _places(rows, columns, len(crop))
+    colours = crop[rows, columns].astype(np.float32)
+    used = np.ones(len(rows), bool)
+    for _ in range(_ROUNDS):
+        plane, *_ = np.linalg.lstsq(places[used], colours[used], rcond=None)
+        distance = np.linalg.norm(colours - places @ plane, axis=1)
+        used = distance <= max(float(np.quantile(distance, 0.75)), 1.0)
+    return plane.astype(np.float32)
+
+
+def paint_light(plane: Plane, size_px: int) -> NDArray[np.uint8]:
+    """The plane as a picture, (S, S, 3) uint8 RGB."""
+    rows, columns = np.mgrid[:size_px, :size_px]
+    colours = _places(rows.ravel(), columns.ravel(), size_px) @ plane
+    return np.clip(np.round(colours), 0, 255).astype(np.uint8).reshape(size_px, size_px, 3)
+
+
+def in_tone(plane: Plane, tone: str) -> Plane:
+    """The same light on skin of another tone, a value of the attribute "skin"."""
+    middle = cv2.cvtColor(np.clip(plane[:1], 0, 255)[None] / 255, cv2.COLOR_RGB2LAB)[0, 0]
+    wanted = cv2.cvtColor(typical_colour(tone, middle)[None, None], cv2.COLOR_LAB2RGB)[0, 0] * 255
+    scale = wanted / np.maximum(plane[0], 1.0)
+    return (plane * scale).astype(np.float32)
+
+
+def _places(rows: NDArray[np.int64], columns: NDArray[np.int64], size_px: int) -> NDArray[np.float32]:
+    """(N, 3): one, x and y, the latter -0.5..0.5 from the crop's middle."""
+    x, y = (columns + 0.5) / size_px - 0.5, (rows + 0.5) / size_px - 0.5
+    return np.stack([np.ones_like(x), x, y], axis=1).astype(np.float32)
