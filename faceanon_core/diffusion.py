@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .attributes import VOCABULARY, Attributes, to_indices
+from .attributes import LEARNED, Attributes, to_indices
 from .errors import WeightsError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class AttributeTokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = [1 + len(attribute.values) for attribute in VOCABULARY]
+        sizes = [1 + len(attribute.values) for attribute in LEARNED]
         self.register_buffer("offsets", torch.tensor([0, *np.cumsum(sizes)[:-1]]), persistent=False)
         self.table = nn.Embedding(sum(sizes), CONTEXT_WIDTH)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import geometry
-from .attributes import VOCABULARY, Attributes
+from .attributes import LEARNED, Attributes
 from .checks import check_image
 from .errors import WeightsError
 from .geometry import FloatArray
@@ -74,7 +74,7 @@ class DemoEncoder(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(self.width)
-        self.attribute_heads = nn.ModuleList(nn.Linear(self.width, len(a.values)) for a in VOCABULARY)
+        self.attribute_heads = nn.ModuleList(nn.Linear(self.width, len(a.values)) for a in LEARNED)
         self.where = nn.Linear(self.width, 32)  # what a patch says about where the landmarks are
         self.landmark_head = nn.Linear(64 * 32, 2 * len(ENCODER_LANDMARKS))
         self.instance_head = nn.Linear(self.width, 64)
@@ -107,8 +107,8 @@ class DemoEncoder(nn.Module):
         rows = [head(summary).softmax(1).max(1) for head in self.attribute_heads]
         return [
             (
-                {a.name: a.values[int(row.indices[i])] for a, row in zip(VOCABULARY, rows, strict=True)},
-                {a.name: float(row.values[i]) for a, row in zip(VOCABULARY, rows, strict=True)},
+                {a.name: a.values[int(row.indices[i])] for a, row in zip(LEARNED, rows, strict=True)},
+                {a.name: float(row.values[i]) for a, row in zip(LEARNED, rows, strict=True)},
             )
             for i in range(len(image))
         ]

@@ -30,17 +30,23 @@ _FOREHEAD, _CHIN, _RIGHT_SIDE, _LEFT_SIDE = 10, 152, 234, 454
 
 @dataclass(frozen=True)
 class Population:
-    """Statistics of `measure_proportions` over the training faces: `mean` (8,), `factor` (8, 8) of the covariance."""
+    """Statistics of `measure_proportions` over the frontal training faces: `mean` (8,), `factor` (8, 8) of the covariance.
+
+    `adult` and `child` (478, 2) are mean landmarks in pixels of a 256 px crop.
+    """
 
     mean: NDArray[np.float64]
     factor: NDArray[np.float64]
+    adult: FloatArray
+    child: FloatArray
 
 
 @cache
 def population() -> Population:
     """The shipped statistics, made by `python -m faceanon_core.training proportions`."""
     stored = load_file(ASSETS / "proportions.safetensors")
-    return Population(stored["mean"].astype(np.float64), np.linalg.cholesky(stored["covariance"].astype(np.float64)))
+    factor = np.linalg.cholesky(stored["covariance"])
+    return Population(stored["mean"], factor, stored["adult"], stored["child"])
 
 
 def measure_proportions(landmarks: FloatArray) -> NDArray[np.float64]:

@@ -2,17 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .attributes import Attributes
+from .attributes import LEARNED, Attributes, check_learned, describe
+from .crop import FaceCrop, crop_face
 from .diffusion import DemoModel, InpaintCond
+from .encoder import DemoEncoder
+from .errors import InputError
+from .faces import FaceDetector
 from .geometry import FloatArray
+from .light import in_tone
 from .parsing import LandmarkParser
+from .proportions import change_proportions, population
 from .regions import RegionChoice, latent_mask, region_mask
 from .sampling import sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
+from .skin import crop_skin_tone, mouth_expression
+from .target import Target
+
+FRONTAL = 0.12  # how far the nose's tip may lie from the middle between the eyes, in distances between their outer corners
+_EVEN = np.array([[196, 150, 126], [0, 0, 0], [0, 0, 0]], np.float32)  # skin in even light, see `light.Plane`
+_SURE = 0.5  # probability from which the encoder's word is taken
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture that may become a target. `target` is None where no single face was found; `faults` say what is wrong."""
+
+    pixels: NDArray[np.uint8]
+    target: Target | None
+    agreement: float  # share of the asked attributes that it shows, as far as they can be judged, 0..1
+    faults: tuple[str, ...]
+
+
+def random_pose(attributes: Attributes, seed: int) -> FloatArray:
+    """Landmarks (478, 2) of a frontal face that belongs to nobody, in pixels of a 256 px crop.
+
+    The mean of many faces (of children where a child is asked for) with other proportions and another outline.
+    """
+    pose = population().child if attributes.get("age") in ("baby", "child") else population().adult
+    middle = pose.mean(0)
+    stretch = 1 + np.random.default_rng([seed, 1]).uniform(-0.05, 0.05, 2)
+    stretched = ((pose - middle) * stretch + middle).astype(np.float32)
+    return change_proportions(stretched, torch.ones(1, 1, 256, 256), seed)
+
+
+def source_attributes(crop: FaceCrop, encoder: DemoEncoder, names: tuple[str, ...]) -> Attributes:
+    """Attributes of a source face that its target is to share: measured where they can be, else as the encoder is sure.
+
+    Args:
+        names: attributes of the vocabulary.
+    Raises: InputError for attributes the encoder does not know.
+    """
+    check_learned(names)
+    guessed, sure = encoder.predict(crop.tensor)[0]
+    found = {name: guessed[name] for name in names if sure[name] >= _SURE}
+    measured = {"expression": mouth_expression(crop.landmarks), "skin": crop_skin_tone(crop.pixels, crop.landmarks)}
+    return found | {name: value for name, value in measured.items() if name in names}
+
+
+def judge_candidate(
+    pixels: NDArray[np.uint8], asked: Attributes, detector: FaceDetector, encoder: DemoEncoder,
+    similarity: Callable[[FaceCrop], float] | None = None, max_similarity: float = 1.0,
+) -> Candidate:  # fmt: skip
+    """Whether a picture can serve as a target: one face, frontal enough, as asked, and not the source again.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        asked: attributes it should show; those the encoder does not know are not judged.
+        similarity: crop -> similarity to the source by a face-recognition network, -1..1; None: not compared.
+        max_similarity: above this the candidate counts as the source.
+    """
+    faces = detector.detect(pixels)
+    if len(faces) != 1:
+        return Candidate(pixels, None, 0.0, (f"shows {len(faces)} faces, not one",))
+    crop = crop_face(pixels, faces[0], 256)
+    shown = source_attributes(crop, encoder, tuple(attribute.name for attribute in LEARNED))
+    faults = [f"shows {name}={shown[name]}, not {value}" for name, value in asked.items() if shown.get(name, value) != value]
+    judged = [name for name in asked if name in shown]
+    agreement = 1 - len(faults) / len(judged) if judged else 1.0
+    if _turn(crop.landmarks) > FRONTAL:
+        faults.append("is turned aside")
+    if similarity is not None and (alike := similarity(crop)) > max_similarity:
+        faults.append(f"looks like the source (similarity {alike:.2f}, at most {max_similarity:.2f})")
+        agreement = -1.0
+    return Candidate(pixels, Target("synthesized", crop.tensor, shown), agreement, tuple(faults))
+
+
+def best_candidate(candidates: list[Candidate]) -> Candidate:
+    """The one with the highest agreement, those with faults other than attributes last.
+
+    Raises: InputError saying what is wrong with each if none shows a single face that is not the source's.
+    """
+    usable = [candidate for candidate in candidates if candidate.target is not None and candidate.agreement >= 0]
+    if not usable:
+        reasons = "; ".join(f"{number} {', '.join(c.faults)}" for number, c in enumerate(candidates, 1))
+        raise InputError(f"none of the {len(candidates)} candidates can be a target: {reasons}. Try another seed or more")
+    return max(usable, key=lambda candidate: (candidate.agreement, -len(candidate.faults)))
+
+
+def candidate_tile(candidate: Candidate, number: int, size_px: int = 256) -> NDArray[np.uint8]:
+    """The picture with its number, green where it has no fault and red else, (size_px, size_px, 3) uint8 RGB."""
+    tile: NDArray[np.uint8] = cv2.resize(candidate.pixels, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    colour = (200, 40, 40) if candidate.faults else (30, 150, 60)
+    cv2.rectangle(tile, (0, 0), (size_px - 1, size_px - 1), colour, max(2, size_px // 64))
+    cv2.putText(tile, str(number), (size_px // 32, size_px // 8), cv2.FONT_HERSHEY_SIMPLEX, size_px / 256, colour, 2)
+    return tile
+
+
+def synthesize_pictures(model: DemoModel, attributes: Attributes, count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Portraits (256, 256, 3) uint8 RGB by the demo model, one after the other.
+
+    Raises: InputError for attributes it does not know.
+    """
+    check_learned(attributes)
+    for number in range(count):
+        pose = random_pose(attributes, seed + number)
+        image = synthesize(model, attributes, [pose], [seed + number])
+        yield (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+
+
+def describe_candidates(candidates: list[Candidate], asked: Attributes) -> str:
+    """One line per candidate for people to read."""
+    lines = [f"asked: {describe(asked) or 'nothing'}"]
+    for number, candidate in enumerate(candidates, 1):
+        lines.append(f"{number}: {', '.join(candidate.faults) or 'as asked'}")
+    return "\n".join(lines)
+
+
+def _turn(landmarks: FloatArray) -> float:
+    """How far a head is turned aside, 0 = frontal: the nose's tip from the middle between the eyes' outer corners."""
+    right, left = landmarks[33], landmarks[263]
+    across = (left - right) / float(np.linalg.norm(left - right))
+    return abs(float((landmarks[1] - (right + left) / 2) @ across)) / float(np.linalg.norm(left - right))
 
 
 def synthesize(model: DemoModel, attributes: Attributes, poses: list[FloatArray], seeds: list[int]) -> Tensor:
@@ -37,7 +166,8 @@ def inpaint(
     scale: float,
 ) -> Tensor:  # fmt: skip
     """Regenerate `core` (B, 1, H, W) of `image` (B, 3, H, W) with classifier-free guidance towards the attributes."""
-    hidden = hide_face(image, core, torch.cat([face_sketch(pose, model.size_px) for pose in poses]))
+    light = in_tone(_EVEN, attributes["skin"]) if "skin" in attributes else None
+    hidden = hide_face(image, core, torch.cat([face_sketch(pose, model.size_px, light) for pose in poses]))
     source, masked = model.encode(image), model.encode(hidden)
     hole = latent_mask(core, source.shape[-1])
     context = torch.cat([model.tokens.encode(said).expand(len(poses), -1, -1) for said in ({}, attributes)])

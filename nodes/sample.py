@@ -50,7 +50,7 @@ class InpaintFaces:
                     "BOOLEAN",
                     {
                         "default": True,
-                        "tooltip": "On: pose, expression and light are drawn in the hole (demo model only). Off: plain grey.",
+                        "tooltip": "On: pose, expression and light are drawn there (demo model only). Off: plain grey.",
                     },
                 ),
                 "proportions": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from faceanon_core.attributes import VOCABULARY, describe, normalise_value, parse_attributes, to_indices
+from faceanon_core.attributes import LEARNED, VOCABULARY, describe, normalise_value, parse_attributes, to_indices
 from faceanon_core.errors import UnknownNameError
 from faceanon_core.skin import mouth_expression, skin_tone, typology_angle
 
@@ -60,9 +60,9 @@ def test_a_description_reads_back_as_the_same_attributes() -> None:
 
 
 def test_indices_count_from_1_and_0_means_unknown() -> None:
-    assert to_indices({}) == [0] * len(VOCABULARY)
-    first = {attribute.name: attribute.values[0] for attribute in VOCABULARY}
-    assert to_indices(first) == [1] * len(VOCABULARY)
+    assert to_indices({}) == [0] * len(LEARNED)
+    first = {attribute.name: attribute.values[0] for attribute in LEARNED}
+    assert to_indices(first) == [1] * len(LEARNED)
     assert to_indices({"sex": "male"})[:2] == [2, 0]
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from faceanon_core.attributes import VOCABULARY
+from faceanon_core.attributes import LEARNED
 from faceanon_core.diffusion import (
     CONTEXT_WIDTH,
     SCHEDULE_CONFIG,
@@ -125,9 +125,9 @@ def test_the_attributes_change_what_is_made(model, source, cond) -> None:
 
 def test_there_is_one_token_per_attribute_and_unknown_is_its_own(model) -> None:
     known, unknown = model.tokens.encode({"age": "senior"}), model.tokens.encode({})
-    assert known.shape == unknown.shape == (1, len(VOCABULARY), CONTEXT_WIDTH)
-    assert [bool((known[0, i] != unknown[0, i]).any()) for i in range(len(VOCABULARY))] == [
-        attribute.name == "age" for attribute in VOCABULARY
+    assert known.shape == unknown.shape == (1, len(LEARNED), CONTEXT_WIDTH)
+    assert [bool((known[0, i] != unknown[0, i]).any()) for i in range(len(LEARNED))] == [
+        attribute.name == "age" for attribute in LEARNED
     ]
 
 
@@ -135,10 +135,10 @@ def test_no_two_values_share_a_token() -> None:
     tokens = AttributeTokens()
     every = [
         tokens.encode({attribute.name: value})[0, column]
-        for column, attribute in enumerate(VOCABULARY)
+        for column, attribute in enumerate(LEARNED)
         for value in attribute.values
     ]
-    assert len(torch.unique(torch.stack(every), dim=0)) == sum(len(attribute.values) for attribute in VOCABULARY)
+    assert len(torch.unique(torch.stack(every), dim=0)) == sum(len(attribute.values) for attribute in LEARNED)
 
 
 def test_the_schedule_of_the_sampler_is_a_subset_of_the_training_schedule() -> None:

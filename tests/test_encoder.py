@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from faceanon_core.attributes import VOCABULARY
+from faceanon_core.attributes import LEARNED
 from faceanon_core.encoder import ENCODER_LANDMARKS, DemoEncoder, landmark_targets, load_demo_encoder
 from faceanon_core.errors import InputError, ShapeError, WeightsError
 from faceanon_core.geometry import inter_ocular
@@ -67,7 +67,7 @@ def test_predictions_are_values_of_the_vocabulary_with_probabilities(encoder, cr
     rows = encoder.predict(torch.cat([crop.tensor, torch.rand(1, 3, 256, 256)]))
     assert len(rows) == 2
     for values, sure in rows:
-        for attribute in VOCABULARY:
+        for attribute in LEARNED:
             assert values[attribute.name] in attribute.values
             assert 1 / len(attribute.values) <= sure[attribute.name] <= 1
 

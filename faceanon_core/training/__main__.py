@@ -64,8 +64,16 @@ def _encoder(options: argparse.Namespace) -> None:
 
 def _proportions(options: argparse.Namespace) -> None:
     faces = FaceSet(options.faces, "train")
-    people = np.stack([measure_proportions(landmarks) for landmarks in faces.landmarks if _frontal(landmarks)])
-    stored = {"mean": people.mean(0), "covariance": np.cov(people.T)}
+    labels = complete_labels(load_demo_encoder(options.work / "encoder.safetensors"), faces, label_faces(faces))
+    frontal = np.array([_frontal(landmarks) for landmarks in faces.landmarks])
+    child = np.array([known.get("age") in ("baby", "child") for known in labels])
+    people = np.stack([measure_proportions(landmarks) for landmarks in faces.landmarks[frontal]])
+    stored = {
+        "mean": people.mean(0),
+        "covariance": np.cov(people.T),
+        "adult": faces.landmarks[frontal & ~child].mean(0),
+        "child": faces.landmarks[frontal & child].mean(0),
+    }
     save_file(stored, options.work / "proportions.safetensors")
 
 
@@ -84,10 +92,8 @@ def _unet(options: argparse.Namespace) -> None:
 
 
 def _gallery(options: argparse.Namespace) -> None:
-    faces = FaceSet(options.faces, "train")
     encoder = load_demo_encoder(options.work / "encoder.safetensors")
-    labels = complete_labels(encoder, faces, label_faces(faces))
-    make_gallery(DemoModel(options.work), encoder, faces, labels, options.work / "gallery")
+    make_gallery(DemoModel(options.work), encoder, options.work / "gallery")
 
 
 def _install(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..attributes import VOCABULARY, Attributes, to_indices
+from ..attributes import LEARNED, Attributes, to_indices
 from ..encoder import DemoEncoder, landmark_targets
 from .data import FaceSet, batch_at
 from .loop import Run, train
@@ -123,7 +123,7 @@ def _loss(
 def _class_weights(targets: Tensor) -> list[Tensor]:
     """Rare values count more, by the square root of their rarity."""
     weights = []
-    for column, attribute in enumerate(VOCABULARY):
+    for column, attribute in enumerate(LEARNED):
         counts = torch.bincount(targets[:, column], minlength=len(attribute.values) + 1)[1:].float()
         rarity = (counts.sum() / counts.clamp_min(1)).sqrt() * (counts > 0)
         weights.append(rarity / rarity.mean().clamp_min(1e-6))
@@ -140,8 +140,8 @@ def _shrunk_images(faces: FaceSet, side: int) -> Tensor:
 @torch.no_grad()
 def attribute_accuracy(encoder: DemoEncoder, faces: FaceSet, labels: list[Attributes]) -> dict[str, tuple[float, int]]:
     """Share of right predictions per attribute among the faces where it is known, and their number."""
-    right = {a.name: 0 for a in VOCABULARY}
-    seen = {a.name: 0 for a in VOCABULARY}
+    right = {a.name: 0 for a in LEARNED}
+    seen = {a.name: 0 for a in LEARNED}
     for start in range(0, len(faces), 32):
         indices = list(range(start, min(start + 32, len(faces))))
         for i, (predicted, _) in zip(indices, encoder.predict(faces.images(indices)), strict=True):

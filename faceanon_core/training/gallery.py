@@ -11,18 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..attributes import VOCABULARY, Attributes, describe, to_indices
-from ..diffusion import DemoModel, InpaintCond
+from ..attributes import LEARNED, Attributes, describe, to_indices
+from ..diffusion import DemoModel
 from ..encoder import DemoEncoder
 from ..faces import FaceDetector
-from ..geometry import FloatArray
 from ..image import load_picture
-from ..parsing import LandmarkParser
-from ..regions import RegionChoice, latent_mask, region_mask
-from ..sampling import sample_guided, seeded_noise
-from ..sketch import face_sketch, hide_face
 from ..skin import crop_skin_tone
-from .data import FaceSet
+from ..synthesis import random_pose, synthesize
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +41,14 @@ WISHES: dict[str, Attributes] = {
 }
 
 
-def make_gallery(
-    model: DemoModel, encoder: DemoEncoder, faces: FaceSet, labels: list[Attributes], folder: Path, tries: int = 4
-) -> None:
+def make_gallery(model: DemoModel, encoder: DemoEncoder, folder: Path, tries: int = 4) -> None:
     """Write one face per wish, the best of `tries` by the encoder's and the detector's judgement."""
     folder.mkdir(parents=True, exist_ok=True)
     with FaceDetector() as detector:
         for number, (name, wish) in enumerate(WISHES.items()):
-            poses = _frontal(faces, labels, wish)
             asked = {**wish, "expression": "neutral", "glasses": "none"}
             seeds = [1000 * number + attempt for attempt in range(tries)]
-            images = synthesize(model, asked, [faces.landmarks[poses[seed % len(poses)]] for seed in seeds], seeds)
+            images = synthesize(model, asked, [random_pose(wish, seed) for seed in seeds], seeds)
             candidates = []
             for attempt, image in enumerate(images.split(1)):
                 pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
@@ -96,7 +88,7 @@ def _agreement(encoder: DemoEncoder, image: Tensor, wish: Attributes) -> float:
     indices = to_indices(wish)
     chances = [
         float(head(summary).softmax(1)[0, index - 1])
-        for head, index, _ in zip(encoder.attribute_heads, indices, VOCABULARY, strict=True)
+        for head, index, _ in zip(encoder.attribute_heads, indices, LEARNED, strict=True)
         if index
     ]
     return float(np.mean(chances))
@@ -107,16 +99,3 @@ def _unrest(image: Tensor) -> float:
     corner = image.shape[-1] // 6
     corners = torch.cat([image[..., : 2 * corner, :corner], image[..., : 2 * corner, -corner:]], dim=-1)
     return float(corners.std(dim=(-2, -1)).mean())
-
-
-def _frontal(faces: FaceSet, labels: list[Attributes], wish: Attributes, count: int = 12) -> list[int]:
-    """Training faces of the wished sex and age with the most frontal, neutral landmarks; only their sketch is used."""
-
-    def turn(i: int) -> float:
-        points = faces.landmarks[i]
-        middle = (points[33] + points[263]) / 2
-        width = float(np.linalg.norm(points[33] - points[263]))
-        return abs(float(points[1, 0] - middle[0])) / width + (labels[i].get("expression") != "neutral")
-
-    fitting = [i for i, known in enumerate(labels) if all(known.get(k) == wish.get(k) for k in ("sex", "age"))]
-    return sorted(fitting or range(len(faces)), key=turn)[:count]

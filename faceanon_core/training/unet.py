@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..attributes import BY_NAME, VOCABULARY, Attributes, to_indices
+from ..attributes import BY_NAME, LEARNED, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
 from ..errors import InputError
 from ..geometry import FloatArray
@@ -24,7 +24,7 @@ from ..skin import crop_skin_tone
 from .data import FaceSet, batch_at
 from .loop import Ema, Run, train
 
-_SKIN = VOCABULARY.index(BY_NAME["skin"])
+_SKIN = LEARNED.index(BY_NAME["skin"])
 _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mouth", "lips")
 
 
@@ -213,6 +213,6 @@ def complete_labels(encoder: Any, faces: FaceSet, labels: list[Attributes], cert
     for start in range(0, len(faces), 32):
         indices = list(range(start, min(start + 32, len(faces))))
         for i, (values, sure) in zip(indices, encoder.predict(faces.images(indices)), strict=True):
-            guessed = {a.name: values[a.name] for a in VOCABULARY if sure[a.name] >= certainty}
+            guessed = {a.name: values[a.name] for a in LEARNED if sure[a.name] >= certainty}
             completed.append({**guessed, **labels[i]})
     return completed
