@@ -6,7 +6,7 @@ covered by a solid fill, as the policy says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .attributes import Attributes
+from .attributes import Attributes, check_learned
 from .crop import FaceCrop, crop_face, stitch_face
 from .diffusion import DemoModel, InpaintCond
 from .encoder import DemoEncoder, load_demo_encoder
@@ -33,9 +33,8 @@ from .proportions import change_proportions
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
-from .skin import crop_skin_tone, mouth_expression
-from .target import Target, choose_target, fitting_attributes, gallery_target, target_from_pixels
-from .weights import ASSETS
+from .target import Target, choose_target, fitting_attributes, gallery_target, source_attributes, target_from_pixels
+from .weights import ASSETS, GALLERY
 
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
@@ -50,7 +49,8 @@ class Settings:
     regions: RegionChoice = field(default_factory=RegionChoice)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     target: str | None = None  # gallery name or picture file; None chooses from the gallery
-    attributes: Attributes = field(default_factory=dict)  # asked of the new face; override the target's own
+    attributes: Attributes = field(default_factory=dict)  # asked of the new face; override all others
+    keep_attributes: tuple[str, ...] = ("expression", "skin")  # taken from the source; override the target's own
     steps: int = 20
     seed: int = 0
     eta: float = 1.0
@@ -128,17 +128,18 @@ class Anonymizer:
         assets: folder of the demo model.
         parser: another face parser than the landmark-based default.
         recogniser: checks results against `Settings.max_similarity`.
+        galleries: folders of target faces, see `target.gallery_index`.
     Raises: WeightsError if the model is missing or damaged.
     """
 
     def __init__(
         self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None,
-        recogniser: Recogniser | None = None,
+        recogniser: Recogniser | None = None, galleries: Sequence[Path] = (GALLERY,),
     ) -> None:  # fmt: skip
         self.detector = FaceDetector()
         self.recogniser = recogniser
         self.parser = parser or LandmarkParser()
-        self._assets, self._device = assets, device
+        self._assets, self._device, self._galleries = assets, device, galleries
         self._named: dict[str, Target] = {}  # targets the user named, read once
 
     @cached_property
@@ -194,6 +195,7 @@ class Anonymizer:
         """
         if settings.max_similarity is not None and self.recogniser is None:
             raise InputError("max-similarity needs a face-recognition network to measure it; name one as the recogniser")
+        check_learned((*settings.attributes, *settings.keep_attributes))
         region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
         if settings.target is not None:
@@ -204,7 +206,7 @@ class Anonymizer:
         if settings.target is not None:
             return self._named_target(settings.target)
         guessed, _ = self.encoder.predict(source.tensor)[0]
-        return choose_target(fitting_attributes(source, guessed) | settings.attributes, seed, avoid=used)
+        return choose_target(fitting_attributes(source, guessed) | settings.attributes, seed, self._galleries, used)
 
     def _named_target(self, name: str) -> Target:
         if name not in self._named:
@@ -212,7 +214,7 @@ class Anonymizer:
                 pixels = load_picture(Path(name)).pixels
                 found = target_from_pixels(pixels, Path(name).name, self.detector, self.encoder, self.model.size_px)
             else:
-                found = gallery_target(name)
+                found = gallery_target(name, self._galleries)
             self._named[name] = found
         return self._named[name]
 
@@ -229,7 +231,10 @@ class Anonymizer:
         hidden = hide_face(source, mask.core, filling)
         source_latent, masked_latent = model.encode(source), model.encode(hidden)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
-        told = new_face_attributes(target, settings.attributes, crop) if settings.describe else {}
+        told: Attributes = {}
+        if settings.describe:
+            kept = source_attributes(crop, self.encoder, settings.keep_attributes)
+            told = new_face_attributes(target, settings.attributes, kept)
         context = model.tokens.encode(told)
         cond = InpaintCond(context, hole, masked_latent, source_latent)
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
@@ -285,16 +290,13 @@ def _another_try(settings: Settings, attempt: int) -> Settings:
     return replace(settings, guidance=guidance, proportions=min(2.0, settings.proportions * 1.15**attempt))
 
 
-def new_face_attributes(target: Target, asked: Attributes, crop: FaceCrop) -> Attributes:
-    """Attributes the model is conditioned on: the target's, what the user asked, and the source's expression and skin tone.
+def new_face_attributes(target: Target, asked: Attributes, kept: Attributes) -> Attributes:
+    """Attributes the model is conditioned on: what the user asked, what stays as in the source, else the target's.
 
-    Neck and ears stay, so the new skin has to match them. Hair is left out: it lies outside the face and stays.
+    Hair counts only where asked for: it lies outside the face and stays.
     """
-    own = {"expression": mouth_expression(crop.landmarks), "skin": crop_skin_tone(crop.pixels, crop.landmarks)}
-    attributes = {**target.attributes, **own, **asked}
-    if "hair" not in asked:
-        attributes.pop("hair", None)
-    return attributes
+    own = {name: value for name, value in target.attributes.items() if name != "hair"}
+    return {**own, **kept, **asked}
 
 
 def new_face_light(crop: FaceCrop, skin: str | None = None) -> Plane:

@@ -24,12 +24,10 @@ from .proportions import change_proportions, population
 from .regions import RegionChoice, latent_mask, region_mask
 from .sampling import sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
-from .skin import crop_skin_tone, mouth_expression
-from .target import Target
+from .target import Target, source_attributes
 
 FRONTAL = 0.12  # how far the nose's tip may lie from the middle between the eyes, in distances between their outer corners
 _EVEN = np.array([[196, 150, 126], [0, 0, 0], [0, 0, 0]], np.float32)  # skin in even light, see `light.Plane`
-_SURE = 0.5  # probability from which the encoder's word is taken
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,6 @@ def random_pose(attributes: Attributes, seed: int) -> FloatArray:
     stretch = 1 + np.random.default_rng([seed, 1]).uniform(-0.05, 0.05, 2)
     stretched = ((pose - middle) * stretch + middle).astype(np.float32)
     return change_proportions(stretched, torch.ones(1, 1, 256, 256), seed)
-
-
-def source_attributes(crop: FaceCrop, encoder: DemoEncoder, names: tuple[str, ...]) -> Attributes:
-    """Attributes of a source face that its target is to share: measured where they can be, else as the encoder is sure.
-
-    Args:
-        names: attributes of the vocabulary.
-    Raises: InputError for attributes the encoder does not know.
-    """
-    check_learned(names)
-    guessed, sure = encoder.predict(crop.tensor)[0]
-    found = {name: guessed[name] for name in names if sure[name] >= _SURE}
-    measured = {"expression": mouth_expression(crop.landmarks), "skin": crop_skin_tone(crop.pixels, crop.landmarks)}
-    return found | {name: value for name, value in measured.items() if name in names}
 
 
 def judge_candidate(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .attributes import BY_NAME, Attributes
+from .attributes import BY_NAME, Attributes, check_learned
 from .crop import FaceCrop, crop_face
 from .encoder import DemoEncoder
 from .errors import InputError, UnknownNameError
 from .faces import FaceDetector
-from .image import load_picture
-from .skin import crop_skin_tone
+from .image import Picture, load_picture, save_picture
+from .skin import crop_skin_tone, mouth_expression
 from .weights import GALLERY
+
+_INDEX = "gallery.json"
+_SURE = 0.5  # probability from which the encoder's word is taken
 
 
 @dataclass(frozen=True)
@@ -30,22 +35,69 @@ class Target:
     attributes: Attributes
 
 
-def gallery_index(folder: Path = GALLERY) -> dict[str, Attributes]:
-    """Names and attributes of the faces in a gallery folder (`gallery.json` beside `<name>.jpg`)."""
-    index: dict[str, Attributes] = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
+def gallery_index(folders: Sequence[Path] = (GALLERY,)) -> dict[str, Attributes]:
+    """Names and attributes of the faces in gallery folders (`gallery.json` beside `<name>.jpg` or `.png`).
+
+    Args:
+        folders: those that do not exist are passed over; of equal names the first counts.
+    """
+    index: dict[str, Attributes] = {}
+    for folder in reversed(folders):
+        index |= _read_index(folder)
     return index
 
 
-def gallery_target(name: str, folder: Path = GALLERY) -> Target:
+def gallery_target(name: str, folders: Sequence[Path] = (GALLERY,)) -> Target:
     """Load one gallery face.
 
-    Raises: UnknownNameError naming those that exist.
+    Raises: UnknownNameError naming those that exist; InputError if its picture is gone.
     """
-    index = gallery_index(folder)
-    if name not in index:
-        raise UnknownNameError(f"there is no target named {name!r}; the gallery has {', '.join(sorted(index))}")
-    pixels = load_picture(folder / f"{name}.jpg").pixels
-    return Target(name, torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, index[name])
+    for folder in folders:
+        if name in (index := _read_index(folder)):
+            pixels = load_picture(_picture_file(folder, name)).pixels
+            return Target(name, torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, index[name])
+    raise UnknownNameError(f"there is no target named {name!r}; the gallery has {', '.join(sorted(gallery_index(folders)))}")
+
+
+def save_target(target: Target, name: str, folder: Path, taken: Iterable[str] = ()) -> Path:
+    """Add a target to a gallery folder, which is made where there is none.
+
+    Args:
+        name: letters, digits, - and _.
+        taken: names of other galleries that must stay unambiguous.
+    Returns: the picture's path.
+    Raises: InputError for an unusable or taken name; nothing is ever overwritten.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise InputError(f"a target cannot be named {name!r}; use up to 64 letters, digits, - and _")
+    index, path = _read_index(folder), folder / f"{name}.png"
+    if name in index or name in taken or path.exists():
+        raise InputError(f"there is a target named {name!r} already; choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = (target.image[0].permute(1, 2, 0).cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    save_picture(Picture(pixels), path)
+    partial = folder / "gallery.partial"
+    partial.write_text(json.dumps(index | {name: target.attributes}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / _INDEX)
+    return path
+
+
+def _read_index(folder: Path) -> dict[str, Attributes]:
+    path = folder / _INDEX
+    if not path.is_file():
+        return {}
+    try:
+        index: dict[str, Attributes] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged and cannot be read; restore it or move the folder away") from error
+    return index
+
+
+def _picture_file(folder: Path, name: str) -> Path:
+    for suffix in (".png", ".jpg"):
+        if (path := folder / f"{name}{suffix}").is_file():
+            return path
+    raise InputError(f"the picture of the target {name!r} is gone from {folder}; choose another target")
 
 
 def target_from_pixels(
@@ -64,7 +116,25 @@ def target_from_pixels(
         raise InputError(f"the target picture {name} shows {len(faces)} faces; crop it to the one you mean")
     image = crop_face(pixels, faces[0], size_px).tensor
     attributes, sure = encoder.predict(image)[0]
-    return Target(name, image, {key: value for key, value in attributes.items() if sure[key] >= 0.5})
+    return Target(name, image, {key: value for key, value in attributes.items() if sure[key] >= _SURE})
+
+
+def source_attributes(crop: FaceCrop, encoder: DemoEncoder, names: tuple[str, ...]) -> Attributes:
+    """Attributes of a source face that its target is to share: measured where they can be, else as the encoder is sure.
+
+    Args:
+        names: attributes of the vocabulary.
+    Raises: InputError for attributes the encoder does not know.
+    """
+    check_learned(names)
+    guessed, sure = encoder.predict(crop.tensor)[0]
+    found = {name: guessed[name] for name in names if sure[name] >= _SURE}
+    return found | {name: value for name, value in measured_attributes(crop).items() if name in names}
+
+
+def measured_attributes(crop: FaceCrop) -> Attributes:
+    """Those that need no network: expression from the landmarks and skin tone from the cheeks."""
+    return {"expression": mouth_expression(crop.landmarks), "skin": crop_skin_tone(crop.pixels, crop.landmarks)}
 
 
 def fitting_attributes(source: FaceCrop, predicted: Attributes) -> Attributes:
@@ -77,18 +147,20 @@ def fitting_attributes(source: FaceCrop, predicted: Attributes) -> Attributes:
     return {"sex": predicted["sex"], "age": predicted["age"], "skin": skin}
 
 
-def choose_target(wanted: Attributes, seed: int, folder: Path = GALLERY, avoid: frozenset[str] = frozenset()) -> Target:
+def choose_target(
+    wanted: Attributes, seed: int, folders: Sequence[Path] = (GALLERY,), avoid: frozenset[str] = frozenset()
+) -> Target:
     """The gallery face that shares most of `wanted`; `seed` decides between equals.
 
     Args:
         avoid: names not to use again, for example those given to other faces of the same picture.
     """
-    index = gallery_index(folder)
+    index = gallery_index(folders)
     names = [name for name in sorted(index) if name not in avoid] or sorted(index)
     order = np.random.default_rng(seed).permutation(len(names))
 
     best = max((names[i] for i in order), key=lambda name: _agreement(index[name], wanted))
-    return gallery_target(best, folder)
+    return gallery_target(best, folders)
 
 
 def _agreement(shown: Attributes, wanted: Attributes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..faceanon_core.attributes import parse_attributes
+from ..faceanon_core.attributes import check_learned, parse_attributes
 from .convert import ASKED_SKIN, CATEGORY
 
 
@@ -59,12 +59,15 @@ class DemoConditioning:
 
     def encode(self, target: Any, crops: Any, attributes: str) -> tuple[Any, Any]:
         from ..faceanon_core.pipeline import new_face_attributes
+        from ..faceanon_core.target import measured_attributes
         from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
 
         asked, sources = parse_attributes(attributes), [crop for _, crop in crops]
+        check_learned(asked)
         targets = for_each_face(target, sources, "target")
-        faces = [new_face_attributes(one, asked, crop) for one, crop in zip(targets, sources, strict=True)]
+        kept = [measured_attributes(crop) for crop in sources]
+        faces = [new_face_attributes(one, asked, own) for one, own in zip(targets, kept, strict=True)]
         positive = comfy_bridge.demo_conditioning(faces)
         if "skin" in asked:
             positive = comfy_bridge.extend(positive, {ASKED_SKIN: asked["skin"]})

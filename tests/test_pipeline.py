@@ -320,9 +320,9 @@ def test_the_new_face_has_the_targets_attributes_the_sources_expression_and_skin
         "t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"}
     )
     shown = {"expression": "smile", "skin": "very-light"}
-    assert new_face_attributes(target, {"age": "senior"}, crop) == {"sex": "male", "age": "senior", **shown}
-    assert new_face_attributes(target, {"skin": "tan"}, crop)["skin"] == "tan"
-    assert new_face_attributes(target, {"hair": "red"}, crop)["hair"] == "red"
+    assert new_face_attributes(target, {"age": "senior"}, shown) == {"sex": "male", "age": "senior", **shown}
+    assert new_face_attributes(target, {"skin": "tan"}, shown)["skin"] == "tan"
+    assert new_face_attributes(target, {"hair": "red"}, shown)["hair"] == "red"
 
 
 def test_the_reference_follows_the_paper() -> None:
