@@ -24,7 +24,7 @@ from .diffusion import DemoModel, InpaintCond
 from .encoder import DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
-from .guidance import AttributeGuidance, GuidanceSettings
+from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from .identity import Recogniser
 from .image import load_picture
 from .parsing import FaceParser, LandmarkParser, region_labels
@@ -232,7 +232,8 @@ class Anonymizer:
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
-        guidance = AttributeGuidance(self.encoder, model.decode_rough, settings.guidance, target.image, source)
+        term = AttributeTerm(self.encoder, settings.guidance, target.image, source, mask.core)
+        guidance = CombinedGuidance(model.decode_rough, [term])
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()

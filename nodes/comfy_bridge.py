@@ -34,7 +34,7 @@ from ..faceanon_core import diffusion
 from ..faceanon_core.attributes import Attributes
 from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.guidance import AttributeGuidance, GuidanceSettings
+from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
 from ..faceanon_core.weights import ASSETS
 
@@ -48,6 +48,7 @@ class GuidanceSpec:
     source: Tensor | None
     settings: GuidanceSettings
     decoder: Any = None  # a VAE other than the sampler's, or None
+    region: Tensor | None = None  # (1 or faces,1,H,W), 1 = regenerate; for the tokens "region"
 
 
 # ---- the demo model ----
@@ -286,11 +287,11 @@ def _check_served(model: Any, vae: Any, noise: Tensor) -> None:
         )
 
 
-def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> AttributeGuidance:
+def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> CombinedGuidance:
     """Must be called outside inference mode, after every model is loaded."""
     vae = spec.decoder or vae
-    source = spec.source.clone() if spec.source is not None else None
-    return AttributeGuidance(_ComfyEncoder(spec.encoder), _decode(vae, model), spec.settings, spec.target.clone(), source)
+    images = [None if value is None else value.clone() for value in (spec.target, spec.source, spec.region)]
+    return CombinedGuidance(_decode(vae, model), [AttributeTerm(_ComfyEncoder(spec.encoder), spec.settings, *images)])
 
 
 def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:
@@ -381,9 +382,10 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
             if "guidance" not in state:
                 state["guidance"] = _build_guidance(spec, vae, arguments["model"])
             guidance = state["guidance"]
-            if not guidance.active(index / (len(sigmas) - 1)):
+            progress = index / (len(sigmas) - 1)
+            if not guidance.active(progress):
                 return denoised
-            gradient, _ = guidance.gradient(_with_surroundings(denoised.clone(), **state["surroundings"]))
+            gradient, _ = guidance.gradient(_with_surroundings(denoised.clone(), **state["surroundings"]), progress)
             now, following = sigmas[index].clone(), sigmas[index + 1].clone()
             sigma_down, sigma_up = ancestral_step(now, following)
             return denoised.clone() - (sigma_up / (1 - sigma_down / now)).to(gradient) * gradient
