@@ -74,7 +74,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
-    parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2 (file or folder) to pull with, not the demo encoder")
+    parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
     parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
     parser.add_argument(
         "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 1)"

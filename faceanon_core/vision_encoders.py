@@ -186,16 +186,17 @@ def _from_openai_layout(state: dict[str, Tensor], file: Path) -> dict[str, Tenso
     """
     if "visual.class_embedding" not in state:
         shape = tuple(state["visual.conv1.weight"].shape)
-        raise WeightsError(f"{file} is a CLIP ResNet: visual.conv1.weight is {shape}, expected a ViT's, e.g. (768, 3, 16, 16)")
+        raise WeightsError(f"{file} is a CLIP ResNet: visual.conv1.weight is {shape}, expected e.g. (768, 3, 16, 16)")
     converted: dict[str, Tensor] = {}
     for name, value in state.items():
         if not name.startswith("visual.") or name == "visual.proj":
             continue
+        renamed = name
         for theirs, ours in _OPENAI_NAMES:
-            name = name.replace(theirs, ours)
+            renamed = renamed.replace(theirs, ours)
         if ".in_proj_" in name:
             for part, rows in zip("qkv", value.chunk(3), strict=True):
-                converted[name.replace("in_proj_", f"{part}_proj.")] = rows
+                converted[renamed.replace("in_proj_", f"{part}_proj.")] = rows
         else:
-            converted[name] = value
+            converted[renamed] = value
     return converted

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
@@ -36,6 +37,7 @@ from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
+from ..faceanon_core.vision_encoders import load_vision_encoder as read_vision_encoder
 from ..faceanon_core.weights import ASSETS
 
 
@@ -132,6 +134,17 @@ def load_demo_encoder() -> Any:
     """The demo encoder inside a ModelPatcher, so that ComfyUI's memory management moves it."""
     with torch.inference_mode(False):
         network = read_demo_encoder(ASSETS / "encoder.safetensors")
+    return _patcher(network)
+
+
+def load_vision_encoder(path: Path) -> Any:
+    """An encoder the user brings, like `load_demo_encoder`. Raises: WeightsError."""
+    with torch.inference_mode(False):
+        network = read_vision_encoder(path)
+    return _patcher(network)
+
+
+def _patcher(network: torch.nn.Module) -> Any:
     return comfy.model_patcher.ModelPatcher(
         network, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     )
@@ -179,7 +192,12 @@ def extend(conditioning: Any, values: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def ready_encoder(encoder: Any) -> Iterator[Any]:
-    """The encoder's network, loaded; only for calls without gradient."""
+    """The encoder's network, loaded; only for calls without gradient.
+
+    Raises: InputError for an encoder that estimates no attributes.
+    """
+    if not hasattr(encoder.model, "predict"):
+        raise InputError("this encoder estimates no attributes; connect the encoder of Load Demo Model here")
     comfy.model_management.load_models_gpu([encoder])
     yield encoder.model
 

@@ -149,8 +149,8 @@ class AttributeGuidance:
                     ["all", "class", "patches", "region"],
                     {
                         "default": defaults.tokens,
-                        "tooltip": "all: as in the paper. class: the face as a whole. patches: where things are. region: only "
-                        "patches inside the mask; needs mask.",
+                        "tooltip": "all: as in the paper. class: the face as a whole. patches: where things are. "
+                        "region: only patches inside the mask; needs mask.",
                     },
                 ),
             },

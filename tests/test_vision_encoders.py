@@ -71,7 +71,8 @@ def openai_forward(state: dict[str, Tensor], pixels: Tensor, layers: int, heads:
         out = [state[f"{block}.attn.out_proj.{name}"] for name in ("weight", "bias")]
         x = x + F.multi_head_attention_forward(y, y, y, y.shape[-1], heads, *weights, None, None, False, 0.0, *out)[0]
         y = F.linear(norm(x, f"{block}.ln_2"), state[f"{block}.mlp.c_fc.weight"], state[f"{block}.mlp.c_fc.bias"])
-        x = x + F.linear(y * torch.sigmoid(1.702 * y), state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"])
+        y = y * torch.sigmoid(1.702 * y)  # OpenAI's quick GELU
+        x = x + F.linear(y, state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"])
     return x.transpose(0, 1)
 
 
@@ -229,13 +230,13 @@ def test_another_architecture_is_refused_with_both_shapes(tmp_path: Path, edit: 
 def test_a_clip_of_unknown_width_needs_its_config(tmp_path: Path) -> None:
     small_clip(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(WeightsError, match=r"patches of \(64, 3, 14, 14\), but the known CLIPs are 768, 1024, 1280, 1664 wide"):
+    with pytest.raises(WeightsError, match=r"of \(64, 3, 14, 14\), but the known CLIPs are 768, 1024, 1280, 1664 wide"):
         load_vision_encoder(tmp_path)
 
 
 def test_resnets_and_registers_are_told(tmp_path: Path) -> None:
     torch.save({"visual.conv1.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "RN50.pt")
-    with pytest.raises(WeightsError, match=r"CLIP ResNet: visual\.conv1\.weight is \(32, 3, 3, 3\), expected a ViT's"):
+    with pytest.raises(WeightsError, match=r"CLIP ResNet: visual\.conv1\.weight is \(32, 3, 3, 3\), expected e\.g\."):
         load_vision_encoder(tmp_path / "RN50.pt")
     small_dinov2(tmp_path)
     registers = changed(tmp_path, lambda state: state.update({"embeddings.register_tokens": torch.zeros(1, 4, 64)}))
