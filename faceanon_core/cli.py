@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .errors import FaceAnonError, InputError, WeightsError
 from .image import SUFFIXES, Picture, load_picture, save_picture
 
 if TYPE_CHECKING:
+    from .encoder import AttributeEncoder
     from .pipeline import Anonymizer, Result, Settings
 
 log = logging.getLogger("faceanon")
@@ -72,6 +74,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
+    parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
     parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
     parser.add_argument(
         "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 1)"
@@ -102,7 +105,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
     preset = Settings()
     if options.preset == "reference":
-        preset = reference_settings(DemoEncoder.unit_strength)
+        preset = reference_settings((_guide(options.encoder) or DemoEncoder).unit_strength)
     guidance = preset.guidance
     if options.strength is not None:
         guidance = replace(guidance, strength=options.strength)
@@ -120,6 +123,16 @@ def _settings(options: argparse.Namespace) -> Settings:
         max_similarity=options.max_similarity,
         tries=options.tries,
     )
+
+
+@cache
+def _guide(path: Path | None) -> AttributeEncoder | None:
+    """The encoder the user brings."""
+    if path is None:
+        return None
+    from .vision_encoders import load_vision_encoder
+
+    return load_vision_encoder(path)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -195,7 +208,7 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     anonymizer = _open_anonymizer(options)
     anonymizer.check(settings)
     _make_folder(output)
-    key = _fingerprint(settings, options.keep_metadata)
+    key = _fingerprint(settings, options.keep_metadata, options.encoder)
     done = _read_journal(output / JOURNAL, key)
     failures: list[str] = []
     from tqdm import tqdm
@@ -248,8 +261,8 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
 
 
-def _fingerprint(settings: Settings, keep_metadata: bool) -> str:
-    text = json.dumps([asdict(settings), keep_metadata], sort_keys=True)
+def _fingerprint(settings: Settings, *others: object) -> str:
+    text = json.dumps([asdict(settings), *map(str, others)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -286,7 +299,7 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
     if options.recogniser is not None and options.max_similarity is None:
         raise InputError("--recogniser needs --max-similarity, the highest similarity to the source that may pass")
     recogniser = Recogniser(options.recogniser) if options.recogniser is not None else None
-    return Anonymizer(device=options.device, recogniser=recogniser)
+    return Anonymizer(device=options.device, recogniser=recogniser, guide=_guide(options.encoder))
 
 
 def _bar() -> Any:

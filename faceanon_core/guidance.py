@@ -1,96 +1,147 @@
-"""Adaptive attribute guidance: the gradient that pulls the predicted image towards a target face's features."""
+"""Adaptive attribute guidance: the gradient that pulls the predicted image towards what its terms want.
+
+A guidance is a list of terms over one decoded image. The paper's is `AttributeTerm` alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .encoder import AttributeEncoder
 from .errors import AnonymizationError, InputError
 
-Tokens = Literal["all", "class", "patches"]
+Tokens = Literal["all", "class", "patches", "region"]
 CHUNK_PX = 512 * 512  # decoded pixels that are differentiated at once; a large VAE needs gigabytes for these
 _PX_PER_LATENT = 64  # the VAEs of SD 1.x, SD 2 and SDXL, and the demo model's: 8 by 8
 
 
 @dataclass(frozen=True)
-class GuidanceSettings:
-    """Weights and schedule. `strength` multiplies the encoder's own unit (w_opt in METHOD.md)."""
+class TermSettings:
+    """How strongly a term acts, in its own unit, and when."""
 
     strength: float = 1.0
-    toward: float = 1.0  # w_sim: pull towards the target's features
-    away: float = 0.0  # w_dis: push away from the source's features
-    start: float = 0.0  # share of the schedule, 0..1, at which guidance begins
+    start: float = 0.0  # share of the schedule, 0..1, at which the term begins to act
     end: float = 0.4  # ... and ends; a guided step costs several plain ones (1 in the paper)
-    tokens: Tokens = "all"  # which of the encoder's tokens are compared
-    normalise: bool = True  # scale the encoder's input its own way; the reference does not
 
     def __post_init__(self) -> None:
-        for name in ("strength", "toward", "away", "start", "end"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"guidance {name} must be a number of at least 0, got {value}")
         if self.start > self.end or self.end > 1:
             raise InputError(f"guidance must run from start to end within 0..1, got {self.start}..{self.end}")
 
+    def active(self, progress: float) -> bool:
+        """Whether `progress` 0..1 lies in the guided part of the schedule and the strength is not 0."""
+        return self.strength > 0 and self.start <= progress < self.end
 
-class AttributeGuidance:
-    """L and g of METHOD.md for one batch of faces. Features of target and source are computed once, here.
+
+@dataclass(frozen=True)
+class GuidanceSettings(TermSettings):
+    """Settings of `AttributeTerm`. `strength` multiplies the encoder's own unit (w_opt in METHOD.md)."""
+
+    toward: float = 1.0  # w_sim: pull towards the target's features
+    away: float = 0.0  # w_dis: push away from the source's features
+    tokens: Tokens = "all"  # which of the encoder's tokens are compared; "region": patches in the regenerated region
+    normalise: bool = True  # scale the encoder's input its own way; the reference does not
+
+
+class Term(ABC):
+    """One wish about the predicted image. `unit` is the weight of its loss at strength 1.
+
+    `rows` says of every per-face input how many faces it has; each must be one for all, or one for each face sampled.
+    """
+
+    def __init__(self, settings: TermSettings, unit: float) -> None:
+        self.settings, self.weight = settings, settings.strength * unit
+        self.rows: dict[str, int] = {}
+
+    @abstractmethod
+    def losses(self, image: Tensor, faces: slice = slice(None)) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and its parts for the readout, each (B,), of decoded images (B, 3, H, W): those of the batch's `faces`."""
+
+
+class AttributeTerm(Term):
+    """L of METHOD.md for one batch of faces. Features of target and source are computed once, here.
 
     Args:
         encoder: phi.
-        decode: D, latent (B, C, h, w) -> image (B, 3, H, W), about 0..1; differentiable.
         target: (B or 1, 3, H, W) float 0..1, T.
         source: (B or 1, 3, H, W) float 0..1, I; needed only where `settings.away` > 0.
-        chunk_px: decoded pixels handled at once, at least one face; memory grows with it, the result stays the same.
-    Raises: InputError if `away` is asked for without a source.
+        region: (B or 1, 1, H, W), 1 = regenerate; needed only for the tokens "region".
+        chunk_px: pixels encoded at once, at least one face.
+    Raises: InputError if `away` is asked for without a source, or tokens of a region without one.
     """
 
     def __init__(
-        self, encoder: AttributeEncoder, decode: Callable[[Tensor], Tensor], settings: GuidanceSettings,
-        target: Tensor, source: Tensor | None = None, chunk_px: int = CHUNK_PX,
+        self, encoder: AttributeEncoder, settings: GuidanceSettings, target: Tensor, source: Tensor | None = None,
+        region: Tensor | None = None, chunk_px: int = CHUNK_PX,
     ) -> None:  # fmt: skip
+        super().__init__(settings, encoder.unit_strength)
         if settings.away > 0 and source is None:
             raise InputError("pushing away from the source needs the source image; set away to 0 or pass it")
-        self.encoder, self.decode, self.settings, self.chunk_px = encoder, decode, settings, chunk_px
-        self._target = self._features(target)
-        self._source = self._features(source) if settings.away > 0 and source is not None else None
+        if settings.tokens == "region" and region is None:
+            raise InputError("comparing the tokens of the region needs its mask; pass it or choose other tokens")
+        self.encoder, self.toward, self.away, self.normalise = encoder, settings.toward, settings.away, settings.normalise
+        self._target = self._features(target, chunk_px)
+        self._source = self._features(source, chunk_px) if settings.away > 0 and source is not None else None
+        self._chosen = token_weights(settings.tokens, self._target.shape[1], region).to(self._target)
+        self.rows = {"target": len(self._target), "region": len(self._chosen)}
+        if self._source is not None:
+            self.rows["source"] = len(self._source)
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
-        faces = max(1, self.chunk_px // images[0, 0].numel())
-        return torch.cat([self.encoder.features(part, self.settings.normalise) for part in images.split(faces)])
-
-    def active(self, progress: float) -> bool:
-        """Whether `progress` 0..1 lies in the guided part of the schedule and the strength is not 0."""
-        return self.settings.strength > 0 and self.settings.start <= progress < self.settings.end
+    def _features(self, images: Tensor, chunk_px: int) -> Tensor:
+        faces = max(1, chunk_px // images[0, 0].numel())
+        return torch.cat([self.encoder.features(part, self.normalise) for part in images.split(faces)])
 
     def losses(self, image: Tensor, faces: slice = slice(None)) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted loss and its parts, each (B,), for decoded images (B, 3, H, W): those of the batch's `faces`."""
-        features = self.encoder.features(image, self.settings.normalise)
-        parts = {"toward": feature_distance(features, _rows(self._target, faces), self.settings.tokens)}
-        total = self.settings.toward * parts["toward"]
+        """See `Term.losses`; "toward" and "away" are the distances from target and source."""
+        features, chosen = self.encoder.features(image, self.normalise), _rows(self._chosen, faces)
+        parts = {"toward": _distance(features, _rows(self._target, faces), chosen)}
+        total = self.toward * parts["toward"]
         if self._source is not None:
-            parts["away"] = feature_distance(features, _rows(self._source, faces), self.settings.tokens)
-            total = total - self.settings.away * parts["away"]
+            parts["away"] = _distance(features, _rows(self._source, faces), chosen)
+            total = total - self.away * parts["away"]
         return total, parts
 
-    def gradient(self, denoised: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """g = w_opt * dL/d(denoised), METHOD.md; the model itself is not differentiated.
+
+class CombinedGuidance:
+    """The gradient of several terms together. The image is decoded once per step, whatever their number.
+
+    Args:
+        decode: D, latent (B, C, h, w) -> image (B, 3, H, W), about 0..1; differentiable.
+        chunk_px: decoded pixels handled at once, at least one face; memory grows with it, the result stays the same.
+    """
+
+    def __init__(self, decode: Callable[[Tensor], Tensor], terms: Sequence[Term], chunk_px: int = CHUNK_PX) -> None:
+        self.decode, self.terms, self.chunk_px = decode, terms, chunk_px
+
+    def active(self, progress: float) -> bool:
+        """Whether any term acts at this share 0..1 of the schedule."""
+        return any(term.settings.active(progress) for term in self.terms)
+
+    def gradient(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """g = d(sum of weight * loss)/d(denoised), METHOD.md; the model itself is not differentiated.
 
         Faces do not depend on each other, so they are decoded and differentiated a few at a time.
 
         Args:
             denoised: (B, C, h, w) predicted clean latent.
+            progress: share 0..1 of the schedule; at least one term must be active there.
         Returns: gradient of the same shape, and the mean losses for the readout.
-        Raises: InputError if the targets or sources are neither one nor B; AnonymizationError if the gradient is not finite.
+        Raises: InputError if a term was made for neither one face nor B; AnonymizationError if the gradient is not finite.
         """
-        self._check_counts(len(denoised))
+        terms = [term for term in self.terms if term.settings.active(progress)]
+        _check_counts(terms, len(denoised))
+        scale = max(term.weight for term in terms)  # weighed only relative to each other: a half-precision decoder's range
         at_once = max(1, self.chunk_px // (denoised[0, 0].numel() * _PX_PER_LATENT))
         gradients: list[Tensor] = []
         readouts: list[dict[str, Tensor]] = []
@@ -98,34 +149,61 @@ class AttributeGuidance:
             faces = slice(first, first + at_once)
             with torch.enable_grad():
                 latent = denoised[faces].detach().requires_grad_(True)
-                total, parts = self.losses(self.decode(latent), faces)
-                gradients += torch.autograd.grad(total.sum(), latent)
-            readouts.append({name: value.detach() for name, value in parts.items()})
+                image = self.decode(latent)
+                found = [term.losses(image, faces) for term in terms]
+                weighed = [term.weight / scale * loss.sum() for term, (loss, _) in zip(terms, found, strict=True)]
+                gradients += torch.autograd.grad(torch.stack(weighed).sum(), latent)
+            readouts.append({name: value.detach() for _, parts in found for name, value in parts.items()})
         gradient = torch.cat(gradients)
         if not bool(torch.isfinite(gradient).all()):
             raise AnonymizationError("the guidance gradient is not finite; lower the strength or use float32 weights")
         readout = {name: float(torch.cat([parts[name] for parts in readouts]).mean()) for name in readouts[0]}
-        return gradient * (self.settings.strength * self.encoder.unit_strength), readout
-
-    def _check_counts(self, count: int) -> None:
-        for name, features in (("target", self._target), ("source", self._source)):
-            if features is not None and len(features) not in (1, count):
-                raise InputError(
-                    f"the guidance has {len(features)} {name} faces but {count} faces are sampled; give one for all, or one "
-                    "for each (Attribute Guidance hands them out when crops are connected)"
-                )
+        return gradient * scale, readout
 
 
-def _rows(features: Tensor, faces: slice) -> Tensor:
-    return features if len(features) == 1 else features[faces]
+def _check_counts(terms: list[Term], count: int) -> None:
+    for name, rows in ((name, rows) for term in terms for name, rows in term.rows.items()):
+        if rows not in (1, count):
+            raise InputError(
+                f"the guidance has {rows} {name} faces but {count} faces are sampled; give one for all, or one "
+                "for each (Attribute Guidance hands them out when crops are connected)"
+            )
 
 
-def feature_distance(features: Tensor, wanted: Tensor, tokens: Tokens = "all") -> Tensor:
+def _rows(values: Tensor, faces: slice) -> Tensor:
+    return values if len(values) == 1 else values[faces]
+
+
+def token_weights(tokens: Tokens, count: int, region: Tensor | None = None) -> Tensor:
+    """1 for every token that is compared, else 0.
+
+    Args:
+        count: how many tokens there are, the class token first, then the patches of a square grid.
+        region: (B, 1, H, W), 1 = regenerate; for "region", whose patches count when at least half of them lies inside. Where
+            none does, the one of which most lies inside counts.
+    Returns: (B, count) for "region", else (1, count).
+    """
+    if tokens == "region" and region is not None:
+        shares = F.adaptive_avg_pool2d(region.float(), math.isqrt(count - 1)).flatten(1)
+        return F.pad((shares >= shares.amax(1, keepdim=True).clamp(max=0.5)).float(), (1, 0))
+    weights = torch.ones(1, count)
+    if tokens == "class":
+        weights[:, 1:] = 0
+    elif tokens == "patches":
+        weights[:, 0] = 0
+    return weights
+
+
+def _distance(features: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    return (((features - wanted) ** 2).mean(-1) * weights).sum(-1)
+
+
+def feature_distance(features: Tensor, wanted: Tensor, tokens: Tokens = "all", region: Tensor | None = None) -> Tensor:
     """Sum over tokens of the mean square difference over channels: sum_k MSE_k of METHOD.md.
 
     Args:
         features, wanted: (B, 1 + patches, D); `wanted` may have batch 1.
+        region: see `token_weights`.
     Returns: (B,).
     """
-    chosen = {"all": slice(None), "class": slice(0, 1), "patches": slice(1, None)}[tokens]
-    return ((features[:, chosen] - wanted[:, chosen]) ** 2).mean(-1).sum(-1)
+    return _distance(features, wanted, token_weights(tokens, features.shape[1], region).to(features))

@@ -16,15 +16,15 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attributes import Attributes, check_learned
 from .crop import FaceCrop, crop_face, stitch_face
 from .diffusion import DemoModel, InpaintCond
-from .encoder import DemoEncoder, load_demo_encoder
+from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
-from .guidance import AttributeGuidance, GuidanceSettings
+from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from .identity import Recogniser
 from .image import load_picture
 from .light import Plane, in_tone, skin_light
@@ -129,17 +129,19 @@ class Anonymizer:
         parser: another face parser than the landmark-based default.
         recogniser: checks results against `Settings.max_similarity`.
         galleries: folders of target faces, see `target.gallery_index`.
+        guide: another encoder whose features are matched than the demo model's.
     Raises: WeightsError if the model is missing or damaged.
     """
 
     def __init__(
         self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None,
-        recogniser: Recogniser | None = None, galleries: Sequence[Path] = (GALLERY,),
+        recogniser: Recogniser | None = None, galleries: Sequence[Path] = (GALLERY,), guide: AttributeEncoder | None = None,
     ) -> None:  # fmt: skip
         self.detector = FaceDetector()
         self.recogniser = recogniser
         self.parser = parser or LandmarkParser()
         self._assets, self._device, self._galleries = assets, device, galleries
+        self._guide = guide.to(device) if isinstance(guide, nn.Module) else guide
         self._named: dict[str, Target] = {}  # targets the user named, read once
 
     @cached_property
@@ -240,7 +242,8 @@ class Anonymizer:
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
-        guidance = AttributeGuidance(self.encoder, model.decode_rough, settings.guidance, target.image, source)
+        term = AttributeTerm(self._guide or self.encoder, settings.guidance, target.image, source, mask.core)
+        guidance = CombinedGuidance(model.decode_rough, [term])
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()

@@ -16,14 +16,14 @@ NoiseSampler = Callable[[Tensor], Tensor]
 
 
 class Guidance(Protocol):
-    """What the sampler asks of a guidance; `guidance.AttributeGuidance` is the one we ship."""
+    """What the sampler asks of a guidance; `guidance.CombinedGuidance` is the one we ship."""
 
     def active(self, progress: float) -> bool:
         """Whether to guide at this share 0..1 of the schedule."""
         ...
 
-    def gradient(self, denoised: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """g of METHOD.md for `denoised` (B, C, h, w), weights included, and the losses it came from."""
+    def gradient(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """g of METHOD.md for `denoised` (B, C, h, w) there, weights included, and the losses it came from."""
         ...
 
 
@@ -79,7 +79,7 @@ def sample_guided(
         losses: dict[str, float] = {}
         pull = None
         if guidance is not None and sigma_up > 0 and guidance.active(index / count):
-            pull, losses = guidance.gradient(denoised)
+            pull, losses = guidance.gradient(denoised, index / count)
         if callback is not None:
             callback(Step(index, count, float(sigma), denoised, losses))
         if sigma_down == 0:

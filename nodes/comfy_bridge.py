@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
@@ -34,8 +35,9 @@ from ..faceanon_core import diffusion
 from ..faceanon_core.attributes import Attributes
 from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.guidance import AttributeGuidance, GuidanceSettings
+from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
+from ..faceanon_core.vision_encoders import load_vision_encoder as read_vision_encoder
 from ..faceanon_core.weights import ASSETS
 
 
@@ -48,6 +50,7 @@ class GuidanceSpec:
     source: Tensor | None
     settings: GuidanceSettings
     decoder: Any = None  # a VAE other than the sampler's, or None
+    region: Tensor | None = None  # (1 or faces,1,H,W), 1 = regenerate; for the tokens "region"
 
 
 # ---- the demo model ----
@@ -131,6 +134,17 @@ def load_demo_encoder() -> Any:
     """The demo encoder inside a ModelPatcher, so that ComfyUI's memory management moves it."""
     with torch.inference_mode(False):
         network = read_demo_encoder(ASSETS / "encoder.safetensors")
+    return _patcher(network)
+
+
+def load_vision_encoder(path: Path) -> Any:
+    """An encoder the user brings, like `load_demo_encoder`. Raises: WeightsError."""
+    with torch.inference_mode(False):
+        network = read_vision_encoder(path)
+    return _patcher(network)
+
+
+def _patcher(network: torch.nn.Module) -> Any:
     return comfy.model_patcher.ModelPatcher(
         network, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     )
@@ -178,7 +192,12 @@ def extend(conditioning: Any, values: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def ready_encoder(encoder: Any) -> Iterator[Any]:
-    """The encoder's network, loaded; only for calls without gradient."""
+    """The encoder's network, loaded; only for calls without gradient.
+
+    Raises: InputError for an encoder that estimates no attributes.
+    """
+    if not hasattr(encoder.model, "predict"):
+        raise InputError("this encoder estimates no attributes; connect the encoder of Load Demo Model here")
     comfy.model_management.load_models_gpu([encoder])
     yield encoder.model
 
@@ -286,11 +305,11 @@ def _check_served(model: Any, vae: Any, noise: Tensor) -> None:
         )
 
 
-def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> AttributeGuidance:
+def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> CombinedGuidance:
     """Must be called outside inference mode, after every model is loaded."""
     vae = spec.decoder or vae
-    source = spec.source.clone() if spec.source is not None else None
-    return AttributeGuidance(_ComfyEncoder(spec.encoder), _decode(vae, model), spec.settings, spec.target.clone(), source)
+    images = [None if value is None else value.clone() for value in (spec.target, spec.source, spec.region)]
+    return CombinedGuidance(_decode(vae, model), [AttributeTerm(_ComfyEncoder(spec.encoder), spec.settings, *images)])
 
 
 def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:
@@ -381,9 +400,10 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
             if "guidance" not in state:
                 state["guidance"] = _build_guidance(spec, vae, arguments["model"])
             guidance = state["guidance"]
-            if not guidance.active(index / (len(sigmas) - 1)):
+            progress = index / (len(sigmas) - 1)
+            if not guidance.active(progress):
                 return denoised
-            gradient, _ = guidance.gradient(_with_surroundings(denoised.clone(), **state["surroundings"]))
+            gradient, _ = guidance.gradient(_with_surroundings(denoised.clone(), **state["surroundings"]), progress)
             now, following = sigmas[index].clone(), sigmas[index + 1].clone()
             sigma_down, sigma_up = ancestral_step(now, following)
             return denoised.clone() - (sigma_up / (1 - sigma_down / now)).to(gradient) * gradient

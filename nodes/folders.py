@@ -1,9 +1,15 @@
-"""The pack's own model folder: models/faceanon, and those that extra_model_paths.yaml names under `faceanon`."""
+"""The pack's own model folder: models/faceanon, and those that extra_model_paths.yaml names under `faceanon`.
+
+Weights are named "faceanon/..." or "clip_vision/...", by the folder they lie in.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from ..faceanon_core.errors import WeightsError
 
 NAME = "faceanon"
 
@@ -18,3 +24,27 @@ def model_folders() -> list[Path]:
     paths, _ = folder_paths.folder_names_and_paths[NAME]
     folder_paths.folder_names_and_paths[NAME] = (paths, folder_paths.supported_pt_extensions | {".task"})
     return [Path(path) for path in paths]
+
+
+def weights_names(folders: Sequence[str] = (NAME,)) -> list[str]:
+    """Every weights file in ComfyUI's model folders of these names; [] outside of ComfyUI."""
+    if not model_folders():
+        return []
+    import folder_paths
+
+    files = [f"{folder}/{name}" for folder in folders for name in folder_paths.get_filename_list(folder)]
+    return [name.replace("\\", "/") for name in files if not name.endswith(".task")]
+
+
+def weights_path(name: str) -> Path:
+    """The file that `weights_names` calls `name`.
+
+    Raises: WeightsError if it is gone.
+    """
+    import folder_paths
+
+    folder, _, rest = name.partition("/")
+    found = folder_paths.get_full_path(folder, rest) if folder in folder_paths.folder_names_and_paths else None
+    if found is None:
+        raise WeightsError(f"there is no weights file {name!r} any more; press R to refresh the lists and choose another")
+    return Path(found)

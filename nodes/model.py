@@ -1,4 +1,4 @@
-"""Load the embedded demo model, and turn attributes into its conditioning."""
+"""Load the embedded demo model or an encoder of your own, and turn attributes into the demo model's conditioning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from ..faceanon_core.attributes import check_learned, parse_attributes
 from .convert import ASKED_SKIN, CATEGORY
+from .folders import weights_names, weights_path
 
 
 class LoadDemoModel:
@@ -74,4 +75,29 @@ class DemoConditioning:
         return positive, comfy_bridge.demo_conditioning([{}])
 
 
-NODES = (LoadDemoModel, DemoConditioning)
+class LoadEncoder:
+    """A vision transformer the user brings, as FACE_ENCODER."""
+
+    TITLE = "Load Attribute Encoder"
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = ("FACE_ENCODER",)
+    RETURN_NAMES = ("encoder",)
+    DESCRIPTION = (
+        "FaRL ViT-B/16 (the paper's), or any CLIP or DINOv2 vision model, for Attribute Guidance. It estimates no "
+        "attributes: target nodes take the encoder of Load Demo Model."
+    )
+    SEARCH_ALIASES = ("FaRL", "CLIP vision", "DINOv2", "load encoder")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tip = "A weights file in models/faceanon or models/clip_vision: safetensors, or a PyTorch file of weights alone."
+        return {"required": {"file": (weights_names(("faceanon", "clip_vision")), {"tooltip": tip})}}
+
+    def load(self, file: str) -> tuple[Any]:
+        from . import comfy_bridge
+
+        return (comfy_bridge.load_vision_encoder(weights_path(file)),)
+
+
+NODES = (LoadDemoModel, DemoConditioning, LoadEncoder)

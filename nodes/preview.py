@@ -140,8 +140,9 @@ def _strengths(text: str) -> list[float]:
 def _at_strength(guidance: Any, strength: float) -> Any:
     """The GUIDANCE of the first face alone, with another strength."""
     source = None if guidance.source is None else guidance.source[:1]
+    region = None if guidance.region is None else guidance.region[:1]
     settings = replace(guidance.settings, strength=strength)
-    return replace(guidance, target=guidance.target[:1], source=source, settings=settings)
+    return replace(guidance, target=guidance.target[:1], source=source, region=region, settings=settings)
 
 
 NODES = (BeforeAfter, SeedStrengthSheet)

@@ -149,10 +149,11 @@ class AttributeGuidance:
                 ),
                 "end": ("FLOAT", {**share, "default": defaults.end, "tooltip": "Share of the steps where guidance ends."}),
                 "tokens": (
-                    ["all", "class", "patches"],
+                    ["all", "class", "patches", "region"],
                     {
                         "default": defaults.tokens,
-                        "tooltip": "all: as in the paper. class: the face as a whole. patches: where things are.",
+                        "tooltip": "all: as in the paper. class: the face as a whole. patches: where things are. "
+                        "region: only patches inside the mask; needs mask.",
                     },
                 ),
             },
@@ -165,12 +166,13 @@ class AttributeGuidance:
                     "VAE",
                     {"tooltip": "A faster decoder for the guidance, e.g. TAESD. Empty: the sampler's own VAE."},
                 ),
+                "mask": ("MASK", {"tooltip": "From Region Mask: what is regenerated. Needed for the tokens region."}),
             },
         }
 
     def build(
         self, encoder: Any, target: Any, strength: float, away: float, start: float, end: float, tokens: Any,
-        crops: Any = None, decoder: Any = None,
+        crops: Any = None, decoder: Any = None, mask: Tensor | None = None,
     ) -> tuple[Any]:  # fmt: skip
         from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
@@ -178,11 +180,14 @@ class AttributeGuidance:
         settings = GuidanceSettings(strength=strength, away=away, start=start, end=end, tokens=tokens)
         if away > 0 and crops is None:
             raise InputError("away pushes from the source's features, so connect crops, or set away to 0")
+        if tokens == "region" and mask is None:
+            raise InputError("the tokens region are those inside the mask, so connect mask, or choose other tokens")
         source = torch.cat([crop.tensor for _, crop in crops]) if crops is not None else None
+        region = None if mask is None else (from_mask(mask) >= 0.5).float()
         if crops is not None and len(target) > 1:
             target = for_each_face(target, [crop for _, crop in crops], "target")
         images = torch.cat([one.image for one in target])
-        return (comfy_bridge.GuidanceSpec(encoder, images, source, settings, decoder),)
+        return (comfy_bridge.GuidanceSpec(encoder, images, source, settings, decoder, region),)
 
 
 class GuidedSampler:

@@ -195,18 +195,18 @@ def _loss(bridge: Any, setting: Setting, samples: torch.Tensor) -> float:
     """Distance of a LATENT's decoded picture from the target."""
     guidance, latent = _live_guidance(bridge, setting), setting.model.model.process_latent_in(samples)
     with torch.no_grad():
-        return float(guidance.losses(guidance.decode(latent))[0])
+        return float(guidance.terms[0].losses(guidance.decode(latent))[0])
 
 
 def test_gradient_agrees_with_finite_differences(bridge: Any, setting: Setting) -> None:
     guidance = _live_guidance(bridge, setting)
     latent = torch.randn(setting.latent["samples"].shape, generator=torch.Generator().manual_seed(2)) * 0.5
-    gradient, _ = guidance.gradient(latent)
+    gradient, _ = guidance.gradient(latent, 0.0)
     direction, step = gradient / gradient.norm(), 2e-2
     with torch.no_grad():
-        losses = [float(guidance.losses(guidance.decode(latent + sign * step * direction))[0]) for sign in (1, -1)]
+        losses = [float(guidance.terms[0].losses(guidance.decode(latent + sign * step * direction))[0]) for sign in (1, -1)]
     measured = (losses[0] - losses[1]) / (2 * step)
-    expected = float((gradient * direction).sum()) / guidance.encoder.unit_strength
+    expected = float((gradient * direction).sum()) / guidance.terms[0].weight
     assert measured == pytest.approx(expected, rel=0.05)
 
 

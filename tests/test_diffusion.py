@@ -24,7 +24,7 @@ from faceanon_core.diffusion import (
     schedule_sigmas,
 )
 from faceanon_core.errors import WeightsError
-from faceanon_core.guidance import AttributeGuidance, GuidanceSettings
+from faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from faceanon_core.sampling import sample_guided, seeded_noise
 from faceanon_core.sketch import hide_face
 from faceanon_core.weights import ASSETS
@@ -107,9 +107,9 @@ def sample(model: DemoModel, source: Tensor, cond: InpaintCond, guidance: Any = 
 
 
 def test_strength_0_is_bit_identical_to_no_guidance(anonymizer, model, crop, source, cond) -> None:
-    def guide(strength: float) -> AttributeGuidance:
+    def guide(strength: float) -> CombinedGuidance:
         settings = GuidanceSettings(strength=strength)
-        return AttributeGuidance(anonymizer.encoder, model.decode, settings, crop.tensor.flip(-1))
+        return CombinedGuidance(model.decode, [AttributeTerm(anonymizer.encoder, settings, crop.tensor.flip(-1))])
 
     plain = sample(model, source, cond)
     assert torch.equal(sample(model, source, cond, guide(0.0)), plain)

@@ -48,6 +48,7 @@ def test_the_core_never_imports_nodes_or_comfyui() -> None:
     [
         ("mediapipe", {"faceanon_core/faces.py"}),
         ("diffusers", {"faceanon_core/diffusion.py", "faceanon_core/training/"}),
+        ("transformers", {"faceanon_core/pretrained.py"}),
         ("onnxruntime", {"faceanon_core/identity.py"}),
         ("skimage", {"faceanon_core/cli.py"}),
         ("folder_paths", {"nodes/folders.py"}),
@@ -91,7 +92,8 @@ def test_the_pack_loads_by_path_without_comfyui_or_mediapipe_whatever_its_folder
         link.symlink_to(ROOT, target_is_directory=True)
     except OSError as error:
         pytest.skip(f"no symbolic links here: {error}")
-    code = LOAD.format(root=str(link), missing=[*sorted(COMFY), "mediapipe", "diffusers", "skimage", "onnxruntime"])
+    heavy = ["mediapipe", "diffusers", "skimage", "onnxruntime", "transformers"]
+    code = LOAD.format(root=str(link), missing=[*sorted(COMFY), *heavy])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -19,7 +19,8 @@ from faceanon_core.target import gallery_index
 
 NODES = load_pack().NODE_CLASS_MAPPINGS
 FROZEN = json.loads((ROOT / "tests" / "node_schema.json").read_text(encoding="utf-8"))
-FROM_FILES = {("FaceAnon_TargetFace", "name")}  # combos whose choices are what is there, not part of the schema
+# combos whose choices are what is there, not part of the schema
+FROM_FILES = {("FaceAnon_TargetFace", "name"), ("FaceAnon_LoadEncoder", "file"), ("FaceAnon_LoadFaceParser", "file")}
 
 
 def run(node_id: str, **inputs: Any) -> Any:

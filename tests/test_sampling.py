@@ -40,7 +40,7 @@ class Pull:
     def active(self, progress: float) -> bool:
         return self.start <= progress < self.end
 
-    def gradient(self, denoised: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def gradient(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
         return torch.full_like(denoised, self.value), {"toward": 1.0}
 
 
