@@ -36,7 +36,7 @@ def make_namer(style: str, key_file: Path | None = None) -> Namer:
     if style == "keep":
         return str
     if key_file is None:
-        return lambda name: secrets.token_hex(_DIGITS // 2) + _suffix(name)
+        return lambda name: random_name() + _suffix(name)
     key = read_key(key_file)
     return lambda name: keyed_hash(key, name) + _suffix(name)
 
@@ -56,6 +56,11 @@ def read_key(path: Path) -> bytes:
             "for example from: openssl rand -hex 32"
         )
     return key
+
+
+def random_name() -> str:
+    """128 random bits, hexadecimal."""
+    return secrets.token_hex(_DIGITS // 2)
 
 
 def keyed_hash(key: bytes, text: str) -> str:

@@ -7,13 +7,14 @@ import io
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .checks import MAX_PIXELS, check_size
 from .errors import InputError
@@ -104,12 +105,16 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
 
 
-def save_picture(picture: Picture, path: Path, keep_metadata: bool = False, overwrite: bool = False) -> None:
+def save_picture(
+    picture: Picture, path: Path, keep_metadata: bool = False, overwrite: bool = False,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Write a picture without any metadata, in the format of the suffix; the file appears whole or not at all.
 
     Args:
         keep_metadata: write the source's EXIF back, without its thumbnail, which would show the source's face.
         overwrite: replace an existing file.
+        texts: written into a PNG for those who ask for it, by keyword.
     Raises: InputError if the suffix is unknown, the file exists or the place cannot be written.
     """
     suffix = path.suffix.lower()
@@ -124,6 +129,8 @@ def save_picture(picture: Picture, path: Path, keep_metadata: bool = False, over
     options: dict[str, object] = dict(_ENCODING.get(suffix, {}))
     if keep_metadata:
         options = {**options, **picture.metadata}
+    if texts:
+        options["pnginfo"] = _png_texts(texts)
     try:
         encoded = io.BytesIO()
         image.save(encoded, Image.registered_extensions()[suffix], **options)
@@ -131,6 +138,13 @@ def save_picture(picture: Picture, path: Path, keep_metadata: bool = False, over
         _write_whole(path, encoded.getvalue())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _png_texts(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for keyword, text in texts.items():
+        info.add_text(keyword, text)
+    return info
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -24,6 +24,7 @@ from .diffusion import DemoModel, InpaintCond
 from .encoder import DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
+from .geometry import Box
 from .guidance import AttributeGuidance, GuidanceSettings
 from .identity import Recogniser, Verdict, judge_face
 from .image import load_picture
@@ -335,6 +336,12 @@ def redact_face(image: NDArray[np.uint8], face: Face | Unfitted, grow: float = 1
     output = image.copy()
     cv2.fillPoly(output, [polygon.reshape(-1, 1, 2)], (128, 128, 128))
     return output
+
+
+def redact_crop(image: NDArray[np.uint8], crop: FaceCrop) -> NDArray[np.uint8]:
+    """`redact_face` for a face known by its crop; `image` is the picture it was cut from."""
+    landmarks = crop.frame.to_image(crop.landmarks)
+    return redact_face(image, Face(Box.around(landmarks), 1.0, landmarks))
 
 
 def _apply_policy(
