@@ -1,4 +1,4 @@
-"""The command line: `faceanon anonymize`, `targets`, `download` and `demo`.
+"""The command line: `faceanon anonymize`, `targets`, `download` and `demo`; `cli_check` adds `calibrate` and `verify`.
 
 Exit codes: 0 everything asked for was written; 1 at least one picture failed or was left with a face as it is;
 2 the command could not start (bad arguments or input).
@@ -10,30 +10,32 @@ import argparse
 import hashlib
 import json
 import logging
-import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import cli_check
 from .attributes import describe, parse_attributes
 from .errors import FaceAnonError, InputError, WeightsError
-from .image import SUFFIXES, Picture, load_picture, save_picture
+from .folder import NAMES, Journal, make_namer, refuse_unwritable, remove_leftovers
+from .image import SUFFIXES, Picture, list_pictures, load_picture, refuse_existing, save_picture
 
 if TYPE_CHECKING:
     from .encoder import AttributeEncoder
     from .pipeline import Anonymizer, Result, Settings
 
 log = logging.getLogger("faceanon")
-JOURNAL = "faceanon-journal.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns: the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run, too, leaves no half-written file
     try:
         code: int = options.run(options)
         return code
@@ -49,11 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="faceanon", description="Replace faces with faces of people who do not exist.")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
-    verbs = parser.add_subparsers(required=True, metavar="anonymize | targets | download | demo")
+    verbs = parser.add_subparsers(required=True, metavar="anonymize | verify | calibrate | targets | download | demo")
     anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
     anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
     anonymize.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write; never a source")
     anonymize.add_argument("--keep-metadata", action="store_true", help="copy the source's EXIF (may hold place and time)")
+    anonymize.add_argument("--names", choices=NAMES, default="keep", help="file names of the results (default: keep)")
+    anonymize.add_argument("--name-key", type=Path, help="file with the key of --names hashed")
     _add_settings(anonymize)
     anonymize.set_defaults(run=_run_anonymize)
     targets = verbs.add_parser("targets", help="list the gallery of target faces and the attributes one can ask for")
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("-o", "--output", type=Path, default=Path("faceanon-demo.png"))
     _add_settings(demo)
     demo.set_defaults(run=_run_demo)
+    cli_check.add_verbs(verbs)
     return parser
 
 
@@ -90,10 +95,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--on-failure", choices=("error", "redact", "keep"), default="error",
         help="a face that cannot be anonymized: stop, cover it, or leave it (default: error)",
     )  # fmt: skip
-    parser.add_argument("--recogniser", type=Path, help="ONNX face-recognition network that checks every result")
-    parser.add_argument(
-        "--max-similarity", type=float, help="to the source, -1 to 1, by --recogniser; above, the face is made again"
-    )
+    cli_check.add_recognisers(parser)
     parser.add_argument("--tries", type=int, default=4, help="how often, before the face counts as failed (default: 4)")
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
 
@@ -171,8 +173,8 @@ def _run_demo(options: argparse.Namespace) -> int:
         from skimage.data import astronaut
     except ImportError as error:
         raise InputError('the demo portrait comes with scikit-image: pip install "faceanon[demo]"') from error
-    _refuse_existing(options.output)
-    _refuse_unwritable(options.output)
+    refuse_existing(options.output)
+    refuse_unwritable(options.output)
     before = astronaut()
     result = _open_anonymizer(options).anonymize(before, _settings(options), _bar())
     save_picture(Picture(np.hstack([before, result.pixels])), options.output)
@@ -186,11 +188,13 @@ def _run_anonymize(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if options.source.is_dir():
         return _run_folder(options, settings)
-    output = options.output
+    namer, output = make_namer(options.names, options.name_key), options.output
     if output.suffix.lower() not in SUFFIXES:
-        output = output / options.source.name
-    _refuse_existing(output)
-    _refuse_unwritable(output)
+        output = output / namer(options.source.name)
+    elif options.names != "keep":
+        raise InputError(f"{options.names} names need a folder as output, but {output} is a file")
+    refuse_existing(output)
+    refuse_unwritable(output)
     picture = load_picture(options.source)
     result = _open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
     save_picture(replace(picture, pixels=result.pixels), output, options.keep_metadata)
@@ -202,92 +206,52 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     source, output = options.source.resolve(), options.output.resolve()
     if output == source or output in source.parents:
         raise InputError(f"the output {options.output} would lie among the sources; choose another folder")
-    files = [path for path in _pictures(source) if output not in path.parents]
+    files = [path for path in list_pictures(source) if output not in path.parents]
     if not files:
         raise InputError(f"{options.source} holds no pictures ({', '.join(SUFFIXES)})")
+    namer = make_namer(options.names, options.name_key)
+    if options.names == "random" and output.is_dir() and any(output.iterdir()):
+        raise InputError(f"{options.output} is not empty, and random names cannot tell what is done; choose a new folder")
     anonymizer = _open_anonymizer(options)
     anonymizer.check(settings)
-    _make_folder(output)
-    key = _fingerprint(settings, options.keep_metadata, options.encoder)
-    done = _read_journal(output / JOURNAL, key)
+    journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, options.encoder))
+    remove_leftovers(output)
     failures: list[str] = []
     from tqdm import tqdm
 
     for path in tqdm(files, unit="picture", disable=None):
-        name = path.relative_to(source).as_posix()
-        if name in done and (output / name).is_file():
-            failures += done[name]
-            continue
-        try:
-            _refuse_existing(output / name)
-            picture = load_picture(path)
-            result = anonymizer.anonymize(picture.pixels, settings)
-            save_picture(replace(picture, pixels=result.pixels), output / name, options.keep_metadata)
-        except FaceAnonError as error:
-            failures.append(f"{name}: {error}")
-            continue
-        warnings = [f"{name}: {warning}" for warning in result.warnings]
-        _append_journal(output / JOURNAL, name, key, warnings)
-        failures += warnings
+        source_name = path.relative_to(source).as_posix()
+        name = namer(source_name)
+        if name not in journal.done or not (output / name).is_file():
+            try:
+                refuse_existing(output / name)
+                picture = load_picture(path)
+                result = anonymizer.anonymize(picture.pixels, settings)
+                save_picture(replace(picture, pixels=result.pixels), output / name, options.keep_metadata)
+            except FaceAnonError as error:
+                failures.append(f"{source_name}: {error}")
+                continue
+            journal.append(name, result.warnings)
+        failures += [f"{source_name}: {warning}" for warning in journal.done[name]]
     for failure in failures:
         _say(f"failed: {failure}")
     _say(f"{len(files)} pictures, {len(failures)} problems, written to {options.output}", sys.stdout)
     return 1 if failures else 0
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
-            yield path
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise InputError(f"{path} exists already; choose another name or remove it first")
-
-
-def _refuse_unwritable(path: Path) -> None:
-    """Find out before the work is done, and without making anything."""
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{path} cannot be written: {existing} is no folder you may write to")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / JOURNAL).touch()
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
-
-
-def _fingerprint(settings: Settings, *others: object) -> str:
-    text = json.dumps([asdict(settings), *map(str, others)], sort_keys=True)
+def _fingerprint(settings: Settings, keep_metadata: bool, anonymizer: Anonymizer, *others: object) -> str:
+    """Of everything that decides what a result looks like or whether it may be written."""
+    checks = [
+        [recogniser.sha256, asdict(recogniser.card.layout), recogniser.limit(settings.max_similarity)]
+        for recogniser in anonymizer.recognisers
+    ]
+    text = json.dumps([asdict(settings), keep_metadata, checks, *map(str, others)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _read_journal(path: Path, key: str) -> dict[str, list[str]]:
-    """Names already written with the same settings and their warnings; a half-written last line is ignored."""
-    done = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if entry.get("settings") == key:
-            done[entry["name"]] = entry["warnings"]
-    return done
-
-
-def _append_journal(path: Path, name: str, key: str, warnings: list[str]) -> None:
-    with path.open("a", encoding="utf-8") as journal:
-        journal.write(json.dumps({"name": name, "settings": key, "warnings": warnings}) + "\n")
 
 
 def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
     import torch
 
-    from .identity import Recogniser
     from .pipeline import Anonymizer
 
     try:
@@ -296,10 +260,8 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
         raise InputError(
             f"there is no device {options.device!r} here; use cpu, or cuda with a CUDA build of torch"
         ) from error
-    if options.recogniser is not None and options.max_similarity is None:
-        raise InputError("--recogniser needs --max-similarity, the highest similarity to the source that may pass")
-    recogniser = Recogniser(options.recogniser) if options.recogniser is not None else None
-    return Anonymizer(device=options.device, recogniser=recogniser, guide=_guide(options.encoder))
+    recognisers = cli_check.open_recognisers(options)
+    return Anonymizer(device=options.device, recognisers=recognisers, guide=_guide(options.encoder))
 
 
 def _bar() -> Any:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import secrets
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .checks import MAX_PIXELS, check_size
 from .errors import InputError
 
 Pixels = NDArray[np.uint8]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+PARTIAL_GLOB = ".faceanon-*.partial"  # files while they are written; a killed process may leave one
 _ORIENTATION_TAG = 0x0112
 _JPEG = {"quality": 95, "subsampling": 0}
 _ENCODING = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}}
@@ -101,19 +105,23 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
 
 
-def save_picture(picture: Picture, path: Path, keep_metadata: bool = False, overwrite: bool = False) -> None:
+def save_picture(
+    picture: Picture, path: Path, keep_metadata: bool = False, overwrite: bool = False,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Write a picture without any metadata, in the format of the suffix; the file appears whole or not at all.
 
     Args:
         keep_metadata: write the source's EXIF back, without its thumbnail, which would show the source's face.
         overwrite: replace an existing file.
+        texts: written into a PNG for those who ask for it, by keyword.
     Raises: InputError if the suffix is unknown, the file exists or the place cannot be written.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path.name}: unknown picture format {suffix!r}; use one of {', '.join(SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; choose another name or remove it first")
+    if not overwrite:
+        refuse_existing(path)
     pixels = picture.pixels
     if picture.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
         pixels = np.dstack([pixels, picture.alpha])
@@ -121,13 +129,43 @@ def save_picture(picture: Picture, path: Path, keep_metadata: bool = False, over
     options: dict[str, object] = dict(_ENCODING.get(suffix, {}))
     if keep_metadata:
         options = {**options, **picture.metadata}
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    if texts:
+        options["pnginfo"] = _png_texts(texts)
     try:
+        encoded = io.BytesIO()
+        image.save(encoded, Image.registered_extensions()[suffix], **options)
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, **options)  # type: ignore[arg-type]
-        partial.replace(path)
+        _write_whole(path, encoded.getvalue())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _png_texts(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for keyword, text in texts.items():
+        info.add_text(keyword, text)
+    return info
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """The partial file has a name of its own, since that of the picture may be what must not be seen."""
+    partial = path.with_name(PARTIAL_GLOB.replace("*", f"{os.getpid()}-{secrets.token_hex(4)}"))
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def list_pictures(folder: Path) -> Iterator[Path]:
+    """Every picture file below a folder, in the order of names; hidden files are none."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises: InputError if there is a file already."""
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another name or remove it first")

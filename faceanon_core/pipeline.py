@@ -24,8 +24,9 @@ from .diffusion import DemoModel, InpaintCond
 from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
+from .geometry import Box
 from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
-from .identity import Recogniser
+from .identity import Recogniser, Verdict, judge_face
 from .image import load_picture
 from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
@@ -39,6 +40,7 @@ from .weights import ASSETS, GALLERY
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
 Status = Literal["anonymized", "redacted", "kept"]
+TRY_SEED = 7919  # between the seeds of two tries
 MIN_CHANGE = 2 / 255  # mean absolute change of the regenerated pixels below which a face counts as unchanged
 
 
@@ -60,7 +62,7 @@ class Settings:
     same_seed: bool = False  # one seed for every face, as the reference does
     faces: str = "all"  # "all", "largest", or a count of the largest ones
     on_failure: Policy = "error"
-    max_similarity: float | None = None  # to the source, by the user's recogniser; above, the face is made again
+    max_similarity: float | None = None  # to the source, in place of the recognisers' own limits; above, it is made again
     tries: int = 4  # how often, before it counts as a failure
 
     def __post_init__(self) -> None:
@@ -100,7 +102,12 @@ class FaceReport:
     target: str | None = None
     reason: str = ""  # why it was redacted or kept
     losses: list[dict[str, float]] = field(default_factory=list)  # one entry per guided step
-    similarity: float | None = None  # of source and result, where a recogniser checked it
+    verdicts: list[Verdict] = field(default_factory=list)  # one per recogniser that checked it
+
+    @property
+    def similarity(self) -> float | None:
+        """The highest of source and result, where a recogniser checked it."""
+        return max((verdict.similarity for verdict in self.verdicts), default=None)
 
 
 @dataclass(frozen=True)
@@ -127,18 +134,19 @@ class Anonymizer:
     Args:
         assets: folder of the demo model.
         parser: another face parser than the landmark-based default.
-        recogniser: checks results against `Settings.max_similarity`.
         galleries: folders of target faces, see `target.gallery_index`.
         guide: another encoder whose features are matched than the demo model's.
+        recognisers: every result has to pass all of them, else it is made again.
     Raises: WeightsError if the model is missing or damaged.
     """
 
     def __init__(
         self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None,
-        recogniser: Recogniser | None = None, galleries: Sequence[Path] = (GALLERY,), guide: AttributeEncoder | None = None,
+        recognisers: Sequence[Recogniser] = (), galleries: Sequence[Path] = (GALLERY,),
+        guide: AttributeEncoder | None = None,
     ) -> None:  # fmt: skip
         self.detector = FaceDetector()
-        self.recogniser = recogniser
+        self.recognisers = tuple(recognisers)
         self.parser = parser or LandmarkParser()
         self._assets, self._device, self._galleries = assets, device, galleries
         self._guide = guide.to(device) if isinstance(guide, nn.Module) else guide
@@ -193,11 +201,14 @@ class Anonymizer:
     def check(self, settings: Settings) -> None:
         """Refuse unknown regions and targets before any work is done.
 
-        Raises: UnknownNameError; InputError for a target picture without exactly one face, or a check without recogniser.
+        Raises: UnknownNameError; InputError for a target picture without exactly one face, or a check without recogniser or
+            limit.
         """
-        if settings.max_similarity is not None and self.recogniser is None:
+        if settings.max_similarity is not None and not self.recognisers:
             raise InputError("max-similarity needs a face-recognition network to measure it; name one as the recogniser")
         check_learned((*settings.attributes, *settings.keep_attributes))
+        for recogniser in self.recognisers:
+            recogniser.limit(settings.max_similarity)
         region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
         if settings.target is not None:
@@ -264,33 +275,35 @@ class Anonymizer:
             if callback is not None:
                 callback(step)
 
-        for attempt in range(settings.tries if settings.max_similarity is not None else 1):
+        for attempt in range(settings.tries if self.recognisers else 1):
             losses.clear()
-            result = self.regenerate(crop, mask, target, _another_try(settings, attempt), seed + attempt * 7919, on_step)
+            result = self.regenerate(crop, mask, target, _another_try(settings, attempt), seed + attempt * TRY_SEED, on_step)
             check_changed(crop.tensor, result, mask.core)
             stitched = stitch_face(image, crop, result, mask.seam)
-            similarity = self._similarity(crop, stitched, face)
-            if settings.max_similarity is None or (similarity is not None and similarity <= settings.max_similarity):
-                return stitched, FaceReport(face, "anonymized", target.name, losses=losses, similarity=similarity)
-        raise AnonymizationError(
-            f"after {settings.tries} tries it still looks like the source to the recogniser "
-            f"(similarity {similarity:.2f}, at most {settings.max_similarity:.2f} was asked)"
-        )
+            verdicts = judge_face(crop, stitched, self.recognisers, self.detector, settings.max_similarity)
+            if all(verdict.passed for verdict in verdicts):
+                return stitched, FaceReport(face, "anonymized", target.name, losses=losses, verdicts=verdicts)
+        raise AnonymizationError(too_alike(verdicts, settings.tries))
 
-    def _similarity(self, source: FaceCrop, stitched: NDArray[np.uint8], face: Face) -> float | None:
-        """Cosine of source and result to the recogniser, -1..1; the worse of the source's landmarks and those found anew."""
-        if self.recogniser is None:
-            return None
-        result = crop_face(stitched, face, source.frame.size_px)
-        places = [source.landmarks, *(found.landmarks for found in self.detector.detect(result.pixels)[:1])]
-        before = self.recogniser.embed(source.pixels, source.landmarks)
-        return max(float(before @ self.recogniser.embed(result.pixels, place)) for place in places)
+
+def too_alike(verdicts: Sequence[Verdict], tries: int) -> str:
+    """Why a face failed the identity check, for the user."""
+    said = ", ".join(
+        f"{verdict.recogniser}: similarity {verdict.similarity:.2f}, at most {verdict.limit:.2f} was asked"
+        for verdict in verdicts
+        if not verdict.passed
+    )
+    return f"after {tries} {'try' if tries == 1 else 'tries'} it still looks like the source ({said})"
+
+
+def push_harder(strength: float, proportions: float, attempt: int) -> tuple[float, float]:
+    """Guidance strength and proportions of a further try, counted from 0: the pull grows and the features move further."""
+    return strength * 1.25**attempt, max(proportions, min(2.0, proportions * 1.15**attempt))
 
 
 def _another_try(settings: Settings, attempt: int) -> Settings:
-    """Each further try pulls harder and moves the features further."""
-    guidance = replace(settings.guidance, strength=settings.guidance.strength * 1.25**attempt)
-    return replace(settings, guidance=guidance, proportions=min(2.0, settings.proportions * 1.15**attempt))
+    strength, proportions = push_harder(settings.guidance.strength, settings.proportions, attempt)
+    return replace(settings, guidance=replace(settings.guidance, strength=strength), proportions=proportions)
 
 
 def new_face_attributes(target: Target, asked: Attributes, kept: Attributes) -> Attributes:
@@ -338,6 +351,12 @@ def redact_face(image: NDArray[np.uint8], face: Face | Unfitted, grow: float = 1
     output = image.copy()
     cv2.fillPoly(output, [polygon.reshape(-1, 1, 2)], (128, 128, 128))
     return output
+
+
+def redact_crop(image: NDArray[np.uint8], crop: FaceCrop) -> NDArray[np.uint8]:
+    """`redact_face` for a face known by its crop; `image` is the picture it was cut from."""
+    landmarks = crop.frame.to_image(crop.landmarks)
+    return redact_face(image, Face(Box.around(landmarks), 1.0, landmarks))
 
 
 def _apply_policy(

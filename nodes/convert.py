@@ -98,6 +98,18 @@ def check_count(pictures: list[NDArray[np.uint8]], faces: Any) -> None:
         raise InputError(f"the image has a batch of {len(pictures)} but the faces come from {len(faces)} pictures")
 
 
+def check_pair(before: list[NDArray[np.uint8]], after: list[NDArray[np.uint8]], old: str, new: str) -> None:
+    """Refuse two batches that are not the same pictures before and after; `old` and `new` name the inputs.
+
+    Raises: InputError or ShapeError.
+    """
+    if len(before) != len(after):
+        raise InputError(f"{old} has a batch of {len(before)} but {new} one of {len(after)}; connect the same pictures")
+    if before[0].shape != after[0].shape:
+        (height, width), (new_height, new_width) = before[0].shape[:2], after[0].shape[:2]
+        raise ShapeError(f"{old} is {width}x{height} but {new} is {new_width}x{new_height}; connect the same pictures")
+
+
 def check_side(tensor: Tensor, crops: Any, name: str) -> None:
     """Refuse (B,C,H,W) that is not as large as the crops.
 

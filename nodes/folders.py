@@ -12,6 +12,7 @@ from pathlib import Path
 from ..faceanon_core.errors import WeightsError
 
 NAME = "faceanon"
+TORCH_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def model_folders() -> list[Path]:
@@ -22,18 +23,18 @@ def model_folders() -> list[Path]:
 
     folder_paths.add_model_folder_path(NAME, str(Path(folder_paths.models_dir) / NAME))
     paths, _ = folder_paths.folder_names_and_paths[NAME]
-    folder_paths.folder_names_and_paths[NAME] = (paths, folder_paths.supported_pt_extensions | {".task"})
+    folder_paths.folder_names_and_paths[NAME] = (paths, folder_paths.supported_pt_extensions | {".task", ".onnx"})
     return [Path(path) for path in paths]
 
 
-def weights_names(folders: Sequence[str] = (NAME,)) -> list[str]:
-    """Every weights file in ComfyUI's model folders of these names; [] outside of ComfyUI."""
+def weights_names(folders: Sequence[str] = (NAME,), suffixes: tuple[str, ...] = TORCH_WEIGHTS) -> list[str]:
+    """Every file in ComfyUI's model folders of these names that ends in one of the suffixes; [] outside of ComfyUI."""
     if not model_folders():
         return []
     import folder_paths
 
     files = [f"{folder}/{name}" for folder in folders for name in folder_paths.get_filename_list(folder)]
-    return [name.replace("\\", "/") for name in files if not name.endswith(".task")]
+    return [name.replace("\\", "/") for name in files if name.endswith(suffixes)]
 
 
 def weights_path(name: str) -> Path:
@@ -48,3 +49,11 @@ def weights_path(name: str) -> Path:
     if found is None:
         raise WeightsError(f"there is no weights file {name!r} any more; press R to refresh the lists and choose another")
     return Path(found)
+
+
+def output_place(prefix: str) -> tuple[Path, str, str]:
+    """The folder in ComfyUI's output that a prefix names, what is left of the prefix, and the subfolder for the preview."""
+    import folder_paths
+
+    folder, stem, _, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return Path(folder), stem, subfolder

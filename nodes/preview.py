@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..faceanon_core.errors import InputError, ShapeError
-from .convert import CATEGORY, check_side, from_mask, from_pixels, match_batch, to_image, to_pixels
+from ..faceanon_core.errors import InputError
+from .convert import CATEGORY, check_pair, check_side, from_mask, from_pixels, match_batch, to_image, to_pixels
 from .sample import GuidedSampler
 
 _SEEDS = 2**64  # one more than the largest seed
@@ -38,11 +38,7 @@ class BeforeAfter:
         from ..faceanon_core.report import contact_sheet
 
         old, new = to_pixels(before, "before"), to_pixels(after, "after")
-        if len(old) != len(new):
-            raise InputError(f"before has a batch of {len(old)} but after one of {len(new)}; connect the same pictures")
-        if old[0].shape != new[0].shape:
-            (height, width), (new_height, new_width) = old[0].shape[:2], new[0].shape[:2]
-            raise ShapeError(f"before is {width}x{height} but after is {new_width}x{new_height}; connect the same pictures")
+        check_pair(old, new, "before", "after")
         return (from_pixels([contact_sheet([list(pair)], ["before", "after"]) for pair in zip(old, new, strict=True)]),)
 
 

@@ -45,7 +45,8 @@ def import_bridge(comfyui: Path) -> Any:
 def run_node(name: str, /, **inputs: Any) -> Any:
     """Outputs of one of the pack's nodes; inputs not given have their defaults."""
     node = load_pack().NODE_CLASS_MAPPINGS[f"FaceAnon_{name}"]
-    options = {key: spec[1] for part in node.INPUT_TYPES().values() for key, spec in part.items()}
+    shown = [part for kind, part in node.INPUT_TYPES().items() if kind != "hidden"]
+    options = {key: spec[1] for part in shown for key, spec in part.items()}
     values = {key: spec["default"] for key, spec in options.items() if "default" in spec}
     with torch.inference_mode():
         return getattr(node(), node.FUNCTION)(**{**values, **inputs})

@@ -92,6 +92,16 @@ def shared_faces() -> Path:
 
 
 @pytest.fixture(scope="session")
+def network(shared_faces: Path) -> Path:
+    """A face-recognition network, MobileFaceNet."""
+    pytest.importorskip("onnxruntime")
+    path = shared_faces.parent / "models" / "MobileFaceNet.onnx"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    return path
+
+
+@pytest.fixture(scope="session")
 def comfyui() -> Path:
     return comfyui_dir()
 

@@ -20,7 +20,8 @@ def english() -> dict[str, dict[str, Any]]:
     """
     texts = {}
     for node_id, node in load_pack().NODE_CLASS_MAPPINGS.items():
-        inputs = {name: spec[1] for part in node.INPUT_TYPES().values() for name, spec in part.items()}
+        shown = [part for kind, part in node.INPUT_TYPES().items() if kind != "hidden"]
+        inputs = {name: spec[1] for part in shown for name, spec in part.items()}
         outputs = enumerate(zip(getattr(node, "RETURN_NAMES", node.RETURN_TYPES), node.RETURN_TYPES, strict=True))
         texts[node_id] = {
             "display_name": node.TITLE,
@@ -33,7 +34,7 @@ def english() -> dict[str, dict[str, Any]]:
 
 def own_sockets() -> set[str]:
     """Types of outputs that ComfyUI does not know and so has no translation of."""
-    stock = {"MODEL", "VAE", "CONDITIONING", "LATENT", "IMAGE", "MASK", "INT", "SAMPLER"}
+    stock = {"MODEL", "VAE", "CONDITIONING", "LATENT", "IMAGE", "MASK", "INT", "SAMPLER", "STRING", "BOOLEAN"}
     return {kind for node in load_pack().NODE_CLASS_MAPPINGS.values() for kind in node.RETURN_TYPES} - stock
 
 

@@ -14,6 +14,7 @@ from skimage import data
 
 from faceanon_core import cli
 from faceanon_core.attributes import VOCABULARY
+from faceanon_core.folder import JOURNAL
 from faceanon_core.target import gallery_index
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -238,7 +239,7 @@ def test_a_folder_run_goes_on_past_bad_files_lists_them_and_resumes(album, tmp_p
     out = tmp_path / "out"
     assert anonymize(album, out) == 1
     said = capsys.readouterr()
-    assert files_below(out) == {"b.jpg", "trip/c.png", cli.JOURNAL}
+    assert files_below(out) == {"b.jpg", "trip/c.png", JOURNAL}
     assert "failed: a-broken.jpg" in said.err
     assert "failed: d-cup.png: no face was found" in said.err
     assert "4 pictures, 2 problems" in said.out
@@ -249,7 +250,7 @@ def test_a_folder_run_goes_on_past_bad_files_lists_them_and_resumes(album, tmp_p
     (album / "a-broken.jpg").unlink()
     (album / "d-cup.png").unlink()
     assert anonymize(album, out) == 0
-    assert files_below(out) == {"a-mended.png", "b.jpg", "trip/c.png", cli.JOURNAL}
+    assert files_below(out) == {"a-mended.png", "b.jpg", "trip/c.png", JOURNAL}
     assert {name: (out / name).stat().st_mtime_ns for name in written} == written
 
 
@@ -258,7 +259,7 @@ def test_a_run_cut_off_while_writing_its_journal_resumes(album, tmp_path: Path, 
     for name in ("a-broken.jpg", "d-cup.png", "trip/c.png"):
         (album / name).unlink()
     assert anonymize(album, out) == 0
-    with (out / cli.JOURNAL).open("a") as journal:
+    with (out / JOURNAL).open("a") as journal:
         journal.write('{"name": "half a li')
     assert anonymize(album, out) == 0
     (out / "b.jpg").unlink()

@@ -81,7 +81,7 @@ def test_an_encoder_without_attributes_is_refused_where_they_are_estimated(model
 
 
 def test_a_weights_file_that_is_gone_is_told(models: Path) -> None:
-    with pytest.raises(Exception, match="no weights file 'faceanon/gone.safetensors' any more; press R"):
+    with pytest.raises(Exception, match=r"no weights file 'faceanon/gone\.safetensors' any more; press R"):
         run_node("LoadEncoder", file="faceanon/gone.safetensors")
 
 

@@ -20,7 +20,10 @@ from faceanon_core.target import gallery_index
 NODES = load_pack().NODE_CLASS_MAPPINGS
 FROZEN = json.loads((ROOT / "tests" / "node_schema.json").read_text(encoding="utf-8"))
 # combos whose choices are what is there, not part of the schema
-FROM_FILES = {("FaceAnon_TargetFace", "name"), ("FaceAnon_LoadEncoder", "file"), ("FaceAnon_LoadFaceParser", "file")}
+FROM_FILES = {
+    ("FaceAnon_TargetFace", "name"), ("FaceAnon_LoadEncoder", "file"), ("FaceAnon_LoadFaceParser", "file"),
+    ("FaceAnon_LoadRecogniser", "network"),
+}  # fmt: skip
 
 
 def run(node_id: str, **inputs: Any) -> Any:
@@ -79,10 +82,12 @@ def test_schema_is_complete(node_id: str) -> None:
     node = NODES[node_id]
     assert node.TITLE and node.DESCRIPTION and node.SEARCH_ALIASES and node.CATEGORY == "FaceAnon"
     assert len(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)) == len(node.RETURN_TYPES)
-    declared = {name: spec for part in node.INPUT_TYPES().values() for name, spec in part.items()}
+    inputs = node.INPUT_TYPES()
+    hidden = inputs.pop("hidden", {})
+    declared = {name: spec for part in inputs.values() for name, spec in part.items()}
     taken = inspect.signature(getattr(node, node.FUNCTION)).parameters
     variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    assert variadic or set(declared) == set(taken) - {"self"}
+    assert variadic or {*declared, *hidden} == set(taken) - {"self"}
     for name, (kind, options) in declared.items():
         assert len(options["tooltip"]) > 10, f"{name} needs a tooltip"
         if kind in ("INT", "FLOAT"):
@@ -96,7 +101,7 @@ def test_every_node_has_a_help_page_that_explains_its_inputs_and_outputs(node_id
     node, page = NODES[node_id], (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {node.TITLE}\n")
     named = {word for line in page.splitlines()[1:] for word in re.findall(r"\w+", line)}
-    inputs = {name for part in node.INPUT_TYPES().values() for name in part}
+    inputs = {name for kind, part in node.INPUT_TYPES().items() if kind != "hidden" for name in part}
     assert inputs | set(getattr(node, "RETURN_NAMES", ())) <= named
 
 

@@ -1,0 +1,120 @@
+"""Check a finished picture against its source, face by face; trusts nothing that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .crop import crop_face
+from .errors import AnonymizationError, ShapeError
+from .faces import Face, FaceDetector, Scan, Unfitted
+from .geometry import FACE_OVAL, FloatArray
+from .identity import Recogniser, Verdict, judge_face
+
+NEAR_COPY = 0.8  # likeness from which a face counts as a copy of the original; measured in docs/PRIVACY.md
+_CROP_PX, _FINE_PX = 256, 64  # side of a face's crop, and of what is left of it for `likeness`
+_DETAIL_SIGMA = 2.0  # of `_FINE_PX`: coarser structure is light and skin, which a new face shares with the old one
+
+
+@dataclass(frozen=True)
+class FaceCheck:
+    """What was found about one face of the source; `problem` is "" if it is gone from the result."""
+
+    face: Face | Unfitted
+    likeness: float
+    verdicts: list[Verdict] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the result may be emitted as far as this face goes."""
+        return not self.problem
+
+    def __str__(self) -> str:
+        x, y = self.face.box.center
+        said = "".join(f", {v.recogniser} {v.similarity:.2f} (at most {v.limit:.2f})" for v in self.verdicts)
+        outcome = f"FAILED, {self.problem}" if self.problem else "passed"
+        return f"near x {x:.0f}, y {y:.0f}: {outcome}; likeness {self.likeness:.2f}{said}"
+
+
+def check_picture(
+    source: NDArray[np.uint8], result: NDArray[np.uint8], scan: Scan, recognisers: Sequence[Recogniser],
+    detector: FaceDetector,
+) -> list[FaceCheck]:  # fmt: skip
+    """Check every face that was found in the source, largest first.
+
+    Args:
+        source, result: (H, W, 3) uint8 RGB of one size.
+        scan: what `detector` found in the source.
+        recognisers: each must take source and result for different people, by its own limit.
+    Raises: ShapeError if the sizes differ.
+    """
+    if source.shape != result.shape:
+        (height, width), (new_height, new_width) = source.shape[:2], result.shape[:2]
+        raise ShapeError(f"the result is {new_width}x{new_height} but its source is {width}x{height}")
+    fitted = [_check_face(source, result, face, recognisers, detector) for face in scan.faces]
+    return fitted + [_check_box(source, result, lost) for lost in scan.unfitted]
+
+
+def likeness(before: NDArray[np.uint8], after: NDArray[np.uint8], outline: FloatArray) -> float:
+    """How far one crop is a copy of the other inside an outline: correlation of their fine structure, -1..1.
+
+    A copy keeps it when it is compressed, blurred, brightened or recoloured. A flat area is like nothing: 0.
+
+    Args:
+        before, after: (S, S, 3) uint8 RGB.
+        outline: (N, 2) xy in pixels of the crops.
+    """
+    scale = _FINE_PX / before.shape[0]
+    inside = np.zeros((_FINE_PX, _FINE_PX), np.uint8)
+    cv2.fillConvexPoly(inside, cv2.convexHull(np.round(outline * scale).astype(np.int32)), 1)
+    fine = [_fine_structure(pixels)[inside > 0] for pixels in (before, after)]
+    centred = [values - values.mean() for values in fine]
+    lengths = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
+    return float(centred[0] @ centred[1]) / lengths if lengths > 1e-3 else 0.0
+
+
+def _fine_structure(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    gray = cv2.cvtColor(cv2.resize(pixels, (_FINE_PX, _FINE_PX), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    values = gray.astype(np.float32)
+    detail: NDArray[np.float32] = values - cv2.GaussianBlur(values, (0, 0), _DETAIL_SIGMA)
+    return detail
+
+
+def _check_face(
+    source: NDArray[np.uint8], result: NDArray[np.uint8], face: Face, recognisers: Sequence[Recogniser],
+    detector: FaceDetector,
+) -> FaceCheck:  # fmt: skip
+    try:
+        crop = crop_face(source, face, _CROP_PX)
+    except AnonymizationError:  # too much of it lies beyond the border for a crop
+        return _check_box(source, result, face)
+    after = crop_face(result, face, _CROP_PX).pixels
+    alike = likeness(crop.pixels, after, crop.landmarks[list(FACE_OVAL)])
+    verdicts = judge_face(crop, result, recognisers, detector)
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    problem = ""
+    if alike >= NEAR_COPY:
+        problem = "it is a near copy of the source's"
+    elif failed:
+        problem = f"{failed[0].recogniser} takes it for the same person"
+    return FaceCheck(face, alike, verdicts, problem)
+
+
+def _check_box(source: NDArray[np.uint8], result: NDArray[np.uint8], face: Face | Unfitted) -> FaceCheck:
+    """A face no mesh fits, or cut by the border: only the pixels of its box can be compared."""
+    height, width = source.shape[:2]
+    box = face.box
+    left, top = max(0, int(box.left)), max(0, int(box.top))
+    right, bottom = min(width, int(np.ceil(box.right))), min(height, int(np.ceil(box.bottom)))
+    before, after = (
+        cv2.resize(pixels[top:bottom, left:right], (_CROP_PX, _CROP_PX), interpolation=cv2.INTER_AREA)
+        for pixels in (source, result)
+    )
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32) * (_CROP_PX - 1)
+    alike = likeness(np.asarray(before, np.uint8), np.asarray(after, np.uint8), corners)
+    return FaceCheck(face, alike, problem="it is a near copy of the source's" if alike >= NEAR_COPY else "")

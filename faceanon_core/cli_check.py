@@ -1,0 +1,85 @@
+"""The verbs of the command line that check: `faceanon calibrate` and `verify`, and the options of the identity check."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .image import refuse_existing
+
+if TYPE_CHECKING:
+    from .identity import Recogniser
+
+LAYOUT_NAMES = ("mobilefacenet", "insightface", "sface")
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs to the command line's subparsers."""
+    calibrate = verbs.add_parser("calibrate", help="measure which similarity is too high for a face-recognition network")
+    calibrate.add_argument("network", type=Path, help="ONNX face-recognition network of 112x112 crops")
+    calibrate.add_argument("faces", type=Path, help="pictures, each of another person, or a subfolder for every person")
+    calibrate.add_argument("-o", "--output", type=Path, help="card to write (default: NETWORK's own, NETWORK.json)")
+    calibrate.add_argument("--layout", choices=LAYOUT_NAMES, help="how the network wants its input, if it has no card yet")
+    calibrate.add_argument("--overwrite", action="store_true", help="replace a card that is there already")
+    calibrate.set_defaults(run=_run_calibrate)
+
+
+def add_recognisers(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the identity check."""
+    parser.add_argument(
+        "--recogniser", type=Path, action="append", default=[],
+        help="ONNX face-recognition network every result must pass, at 1%% false accepts by its card; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-similarity", type=float, help="to the source, -1 to 1, in place of the cards'; above, the face is made again"
+    )
+
+
+def open_recognisers(options: argparse.Namespace) -> list[Recogniser]:
+    """The networks the options name."""
+    from .identity import Recogniser
+
+    return [Recogniser(path) for path in options.recogniser]
+
+
+def _run_calibrate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .calibration import calibrate
+    from .identity import LAYOUTS, Card, Recogniser, card_path, card_text
+
+    if not options.faces.is_dir():
+        raise InputError(f"{options.faces} is no folder of pictures")
+    output = options.output or card_path(options.network)
+    if not options.overwrite:
+        refuse_existing(output)
+    recogniser = Recogniser(options.network, Card(LAYOUTS[options.layout]) if options.layout else None)
+
+    def watch(paths: Iterable[Path]) -> Iterable[Path]:
+        return tqdm(paths, unit="picture", disable=None)
+
+    measured = calibrate(recogniser, options.faces, watch)
+    _write(output, card_text(measured.card))
+    for rate, bound in measured.card.thresholds.items():
+        _say(f"{rate:.1%} of {measured.card.measured['pairs']} pairs of different people are above {bound:.3f}")
+    for reason in measured.left_out:
+        _say(reason)
+    first, second, similarity = measured.most_alike
+    _say(f"most alike: {first.name} and {second.name} ({similarity:.3f}); if they are one person, take one out")
+    _say(f"wrote {output}")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,124 @@
+"""What a run over a folder needs besides the pictures: names for the results, a journal to resume by, no leftovers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from .errors import InputError
+from .image import PARTIAL_GLOB
+
+JOURNAL = "faceanon-journal.jsonl"
+NAMES = ("keep", "random", "hashed")
+MIN_KEY_BYTES = 16
+_DIGITS = 32  # of a random or hashed name, hexadecimal: 128 bits
+
+Namer = Callable[[str], str]
+
+
+def make_namer(style: str, key_file: Path | None = None) -> Namer:
+    """How results are called: a function of the source's path relative to its folder, with slashes.
+
+    keep: the same path. random: another name each time, which nothing leads back from. hashed: a keyed hash of the path, so
+    that the key's holder alone can tell which result belongs to which source. The last two drop subfolders.
+
+    Raises: InputError for another style, a key that is missing or too short, or a key that would not be used.
+    """
+    if style not in NAMES:
+        raise InputError(f"names must be one of {', '.join(NAMES)}, got {style!r}")
+    if (style == "hashed") != (key_file is not None):
+        raise InputError("hashed names need a key, and only they do: give both --names hashed and --name-key FILE")
+    if style == "keep":
+        return str
+    if key_file is None:
+        return lambda name: random_name() + _suffix(name)
+    key = read_key(key_file)
+    return lambda name: keyed_hash(key, name) + _suffix(name)
+
+
+def read_key(path: Path) -> bytes:
+    """The key in a file; white space around it does not count.
+
+    Raises: InputError if the file cannot be read or the key is too short to be safe.
+    """
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise InputError(f"the key {path} cannot be read: {error.strerror}") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise InputError(
+            f"the key in {path} has {len(key)} bytes and would be guessed; it needs at least {MIN_KEY_BYTES}, "
+            "for example from: openssl rand -hex 32"
+        )
+    return key
+
+
+def random_name() -> str:
+    """128 random bits, hexadecimal."""
+    return secrets.token_hex(_DIGITS // 2)
+
+
+def keyed_hash(key: bytes, text: str) -> str:
+    """HMAC-SHA256 of a text, cut to 128 bits, hexadecimal."""
+    return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:_DIGITS]
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Find out before the work is done, and without making anything.
+
+    Raises: InputError.
+    """
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{path} cannot be written: {existing} is no folder you may write to")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed runs left half written; a run that is still writing into the folder fails."""
+    for path in list(folder.rglob(PARTIAL_GLOB)):
+        path.unlink(missing_ok=True)
+
+
+class Journal:
+    """Which results a folder already holds, made with the same settings, and what was wrong with each.
+
+    Args:
+        key: identifies the settings; entries of other settings do not count.
+    Raises: InputError if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._path, self._key = folder / JOURNAL, key
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+        self.done = dict(self._read())
+
+    def _read(self) -> list[tuple[str, list[str]]]:
+        """A half-written last line is ignored."""
+        entries = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry.get("settings") == self._key:
+                entries.append((entry["name"], entry["warnings"]))
+        return entries
+
+    def append(self, name: str, warnings: list[str]) -> None:
+        """Write down that the result `name` is whole."""
+        self.done[name] = warnings
+        with self._path.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps({"name": name, "settings": self._key, "warnings": warnings}) + "\n")

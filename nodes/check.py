@@ -1,0 +1,258 @@
+"""Face-recognition networks in the graph: load them, check results with them, and make faces again until they pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..faceanon_core.errors import AnonymizationError, NoFaceError, WeightsError
+from .convert import CATEGORY, check_count, check_pair, from_image, one_by_one, to_pixels
+from .crop import StitchFaces
+from .folders import model_folders, weights_names, weights_path
+from .sample import GuidedSampler, InpaintFaces
+
+_NONE = "none: put NETWORK.onnx into models/faceanon"
+_CARD = -1.0  # as a bound nothing could pass it
+_POLICIES = ["stop", "redact"]
+_SEEDS = 2**64  # one more than the largest seed
+_RECOGNISER = ("FACE_RECOGNISER", {"tooltip": "From Load Recogniser; every network in it must pass."})
+
+
+class LoadRecogniser:
+    """A face-recognition network of the user's, with its card: one FACE_RECOGNISER socket."""
+
+    TITLE = "Load Recogniser"
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = ("FACE_RECOGNISER",)
+    RETURN_NAMES = ("recogniser",)
+    DESCRIPTION = (
+        "A face-recognition network (ONNX, 112 px crops) that decides whether a result still looks like its source. "
+        "How it wants its input and what is too similar stand in a card beside it, made by faceanon calibrate."
+    )
+    SEARCH_ALIASES = ("ArcFace", "SFace", "MobileFaceNet", "insightface", "face recognition")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        bound = {
+            "default": _CARD, "min": -1.0, "max": 1.0, "step": 0.01,
+            "tooltip": "Highest similarity to the source that may pass. -1: the card's, which 1 of 100 pairs of different "
+            "people exceed. 1 lets everything pass!",
+        }  # fmt: skip
+        return {
+            "required": {
+                "network": (
+                    weights_names(suffixes=(".onnx",)) or [_NONE],
+                    {"tooltip": "A file in models/faceanon, with its card beside it."},
+                ),
+                "max_similarity": ("FLOAT", bound),
+            },
+            "optional": {
+                "also": ("FACE_RECOGNISER", {"tooltip": "From another Load Recogniser: a result then has to pass both."}),
+            },
+        }
+
+    def load(self, network: str, max_similarity: float, also: Any = ()) -> tuple[Any]:
+        from ..faceanon_core.identity import CHECK_FAR, Recogniser
+
+        if network == _NONE:
+            raise WeightsError(
+                "there is no face-recognition network in models/faceanon; put an ONNX file and its card there"
+            )
+        recogniser = Recogniser(weights_path(network))
+        if max_similarity != _CARD:
+            recogniser.card = replace(recogniser.card, thresholds={CHECK_FAR: max_similarity})
+        recogniser.limit()  # so that a missing card stops the graph here
+        return ([*also, recogniser],)
+
+
+class IdentityCheck:
+    """IMAGE + IMAGE -> IMAGE: lets a result through only if every face of its source is gone."""
+
+    TITLE = "Identity Check"
+    CATEGORY = CATEGORY
+    FUNCTION = "check"
+    RETURN_TYPES = ("IMAGE", "STRING", "BOOLEAN")
+    RETURN_NAMES = ("image", "report", "passed")
+    DESCRIPTION = (
+        "Finds the faces of the source anew and compares each with the result: is it a near copy, or does a recogniser "
+        "take it for the same person? A face that fails stops the graph or is covered; nothing passes unchecked."
+    )
+    SEARCH_ALIASES = ("verify", "face recognition", "similarity", "re-identification", "privacy")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "source": ("IMAGE", {"tooltip": "The pictures as they were, for example from Load Image."}),
+                "result": ("IMAGE", {"tooltip": "The same pictures after Stitch Faces; same size and batch as source."}),
+                "recogniser": _RECOGNISER,
+                "on_failure": (
+                    _POLICIES,
+                    {
+                        "default": "stop",
+                        "tooltip": "stop: the graph ends, nothing is saved. redact: solid grey covers the face.",
+                    },
+                ),
+            },
+            "optional": {
+                "faces": (
+                    "FACES",
+                    {"tooltip": "Check only these, e.g. from Select Faces. Empty: all of the source, looked for anew."},
+                ),
+            },
+        }
+
+    def check(
+        self, source: Tensor, result: Tensor, recogniser: Any, on_failure: str, faces: Any = None
+    ) -> tuple[Tensor, str, bool]:
+        from ..faceanon_core.check import check_picture
+        from ..faceanon_core.faces import FaceDetector, Scan
+        from ..faceanon_core.pipeline import redact_face
+
+        before, after = to_pixels(source, "source"), to_pixels(result, "result")
+        check_pair(before, after, "source", "result")
+        if faces is not None:
+            check_count(before, faces)
+        lines, failures, covered = [], [], list(after)
+        with FaceDetector(task_folders=model_folders()) as detector:
+            for number, pixels in enumerate(one_by_one(before)):
+                scan = detector.scan(pixels) if faces is None else Scan(faces[number], [])
+                if faces is None and not (scan.faces or scan.unfitted):
+                    raise NoFaceError(
+                        f"no face was found in picture {number + 1} of the source, so nothing could be checked"
+                    )
+                for face in check_picture(pixels, after[number], scan, recogniser, detector):
+                    lines.append(f"picture {number + 1}, face {face}")
+                    if not face.passed:
+                        failures.append(lines[-1])
+                        covered[number] = redact_face(covered[number], face.face)
+        if failures and on_failure == "stop":
+            raise AnonymizationError(f"the identity check failed for {len(failures)} faces: {'; '.join(failures)}")
+        return _put_back(result, after, covered), "\n".join(lines), not failures
+
+
+class RetrySampler:
+    """Inpaint, sample, stitch and check, again and again until every recogniser takes every face for another person."""
+
+    TITLE = "Retry Sampler (until anonymous)"
+    CATEGORY = CATEGORY
+    FUNCTION = "sample"
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("image", "report")
+    DESCRIPTION = (
+        "Takes the places of Inpaint Faces, Attribute-Guided Sampler, VAE Decode and Stitch Faces, and checks every face. "
+        "One that is too similar to its source is made again with another seed, more strength and other proportions."
+    )
+    SEARCH_ALIASES = ("KSampler", "anonymize", "loop", "retry", "identity check")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        hide, sampler = InpaintFaces.INPUT_TYPES()["required"], GuidedSampler.INPUT_TYPES()["required"]
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The pictures the crops were cut from."}),
+                "model": sampler["model"],
+                "vae": sampler["vae"],
+                "positive": hide["positive"],
+                "negative": hide["negative"],
+                "crops": hide["crops"],
+                "mask": hide["mask"],
+                "seam": ("MASK", {"tooltip": "From Region Mask: where the result replaces the picture."}),
+                "guidance": sampler["guidance"],
+                "recogniser": _RECOGNISER,
+                "sketch": hide["sketch"],
+                "proportions": hide["proportions"],
+                **{name: sampler[name] for name in ("seed", "steps", "cfg", "scheduler", "denoise")},
+                "tries": (
+                    "INT",
+                    {"default": 4, "min": 1, "max": 100, "tooltip": "How often a face is made before it counts as failed."},
+                ),
+                "on_failure": (
+                    _POLICIES,
+                    {
+                        "default": "stop",
+                        "tooltip": "stop: the graph ends, nothing is saved. redact: solid grey covers the face.",
+                    },
+                ),
+            }
+        }
+
+    def sample(
+        self, image: Tensor, model: Any, vae: Any, positive: Any, negative: Any, crops: Any, mask: Tensor, seam: Tensor,
+        guidance: Any, recogniser: Any, sketch: bool, proportions: float, seed: int, steps: int, cfg: float, scheduler: str,
+        denoise: float, tries: int, on_failure: str,
+    ) -> tuple[Tensor, str]:  # fmt: skip
+        from ..faceanon_core.faces import FaceDetector
+        from ..faceanon_core.identity import judge_face
+        from ..faceanon_core.pipeline import TRY_SEED, push_harder
+        from ..faceanon_core.retry import until_anonymous
+        from ..faceanon_core.tracking import person_rows
+        from . import comfy_bridge
+
+        sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
+        callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
+
+        def make(attempt: int) -> Tensor:
+            strength, moved = push_harder(guidance.settings.strength, proportions, attempt)
+            number = (seed + attempt * TRY_SEED) % _SEEDS
+            pushed = replace(guidance, settings=replace(guidance.settings, strength=strength))
+            conditioning = InpaintFaces().encode(positive, negative, vae, crops, mask, sketch, moved, number)
+            sampler = comfy_bridge.guided_sampler(pushed, vae)
+            sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
+            return comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)
+
+        def stitch(results: Tensor) -> Tensor:
+            return StitchFaces().stitch(image, crops, results.permute(0, 2, 3, 1), seam)[0]
+
+        def judge(results: Tensor) -> list[Any]:
+            pictures = to_pixels(stitch(results))
+            return [judge_face(crop, pictures[index], recogniser, detector) for index, crop in crops]
+
+        with FaceDetector(task_folders=model_folders()) as detector:
+            done = until_anonymous(make, judge, person_rows([crop for _, crop in crops]), tries)
+        return _cover_failed(stitch(done.results), crops, done, on_failure), _retry_report(crops, done)
+
+
+def _cover_failed(stitched: Tensor, crops: Any, done: Any, on_failure: str) -> Tensor:
+    """Raises: AnonymizationError for the policy stop."""
+    from ..faceanon_core.pipeline import redact_crop, too_alike
+
+    if not done.failed:
+        return stitched
+    if on_failure == "stop":
+        worst = [verdict for row in done.failed for verdict in done.verdicts[row]]
+        raise AnonymizationError(
+            f"{len(done.failed)} faces failed: {too_alike(worst, max(done.tries))}; nothing is passed on"
+        )
+    before = to_pixels(stitched)
+    covered = list(before)
+    for row in done.failed:
+        index, crop = crops[row]
+        covered[index] = redact_crop(covered[index], crop)
+    return _put_back(stitched, before, covered)
+
+
+def _retry_report(crops: Any, done: Any) -> str:
+    lines = []
+    for row, (index, _) in enumerate(crops):
+        said = ", ".join(f"{v.recogniser} {v.similarity:.2f} (at most {v.limit:.2f})" for v in done.verdicts[row])
+        outcome = "FAILED, covered" if row in done.failed else "passed"
+        lines.append(f"picture {index + 1}, face {row + 1}: {outcome} after try {done.tries[row]}; {said}")
+    return "\n".join(lines)
+
+
+def _put_back(image: Tensor, before: list[NDArray[np.uint8]], after: list[NDArray[np.uint8]]) -> Tensor:
+    """IMAGE with the pixels that differ between two 8-bit versions of it taken from the second; the others are untouched."""
+    new = torch.from_numpy(np.stack(after))
+    changed = (new != torch.from_numpy(np.stack(before))).any(-1, keepdim=True)
+    colour = from_image(image).permute(0, 2, 3, 1).cpu()  # BCHW -> BHWC
+    return torch.where(changed, new.float() / 255, colour)
+
+
+NODES = (LoadRecogniser, IdentityCheck, RetrySampler)

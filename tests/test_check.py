@@ -1,0 +1,80 @@
+"""The check of finished pictures: copies in disguise are found, new faces pass."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from faceanon_core.check import NEAR_COPY, check_picture
+from faceanon_core.errors import ShapeError
+from faceanon_core.faces import Scan, Unfitted
+from faceanon_core.identity import LAYOUTS, Card, Recogniser
+from faceanon_core.pipeline import Anonymizer, Settings, redact_face
+
+Pixels = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def scan(anonymizer: Anonymizer, astronaut: Pixels) -> Scan:
+    return anonymizer.detector.scan(astronaut)
+
+
+def jpeg(pixels: Pixels) -> Pixels:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=30)
+    return np.asarray(Image.open(stream))
+
+
+DISGUISES: dict[str, Callable[[Pixels], Pixels]] = {
+    "untouched": lambda pixels: pixels,
+    "compressed": jpeg,
+    "darker": lambda pixels: (pixels * 0.6).astype(np.uint8),
+    "gray": lambda pixels: np.repeat(pixels.mean(-1, keepdims=True), 3, -1).astype(np.uint8),
+    "other hue": lambda pixels: np.roll(pixels, 1, -1),
+    "noisy": lambda pixels: np.clip(pixels + np.random.default_rng(0).normal(0, 15, pixels.shape), 0, 255).astype(np.uint8),
+    "blurred": lambda pixels: cv2.GaussianBlur(pixels, (0, 0), 1.0),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_a_copy_of_the_face_is_found_in_disguise(anonymizer: Anonymizer, astronaut: Pixels, scan: Scan, disguise) -> None:
+    (face,) = check_picture(astronaut, DISGUISES[disguise](astronaut), scan, [], anonymizer.detector)
+    assert not face.passed and "near copy" in face.problem
+
+
+def test_a_new_face_and_a_covered_one_pass(anonymizer: Anonymizer, astronaut: Pixels, scan: Scan) -> None:
+    result = anonymizer.anonymize(astronaut, Settings(steps=4)).pixels
+    for pixels in (result, redact_face(astronaut, scan.faces[0])):
+        (face,) = check_picture(astronaut, pixels, scan, [], anonymizer.detector)
+        assert face.passed and face.likeness < NEAR_COPY, face
+
+
+def test_a_face_no_mesh_fits_or_that_the_border_cuts_is_compared_by_its_box(
+    anonymizer: Anonymizer, astronaut: Pixels, cut_portrait: Pixels, scan: Scan
+) -> None:
+    lost = Unfitted(scan.faces[0].box, 0.9)
+    cut = anonymizer.detector.scan(cut_portrait)
+    assert len(cut.faces) == 1
+    for pixels, found, face in ((astronaut, Scan([], [lost]), lost), (cut_portrait, cut, cut.faces[0])):
+        (copied,) = check_picture(pixels, pixels.copy(), found, [], anonymizer.detector)
+        (covered,) = check_picture(pixels, redact_face(pixels, face), found, [], anonymizer.detector)
+        assert not copied.passed and covered.passed
+
+
+@pytest.mark.faces
+def test_every_recogniser_must_take_it_for_another_person(anonymizer, astronaut, scan, network) -> None:
+    result = anonymizer.anonymize(astronaut, Settings(steps=2)).pixels
+    lenient, strict = (Recogniser(network, Card(LAYOUTS["mobilefacenet"], {0.01: limit})) for limit in (1.0, -1.0))
+    (passed,) = check_picture(astronaut, result, scan, [lenient], anonymizer.detector)
+    (failed,) = check_picture(astronaut, result, scan, [lenient, strict], anonymizer.detector)
+    assert passed.passed and not failed.passed and "takes it for the same person" in str(failed)
+
+
+def test_pictures_of_two_sizes_are_refused(anonymizer: Anonymizer, astronaut: Pixels, scan: Scan) -> None:
+    with pytest.raises(ShapeError, match="the result is 500x512 but its source is 512x512"):
+        check_picture(astronaut, astronaut[:, :500], scan, [], anonymizer.detector)
