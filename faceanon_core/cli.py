@@ -1,4 +1,4 @@
-"""The command line: `faceanon anonymize`, `targets`, `download` and `demo`.
+"""The command line: `faceanon anonymize`, `targets`, `download`, `evaluate` and `demo`.
 
 Exit codes: 0 everything asked for was written; 1 at least one picture failed or was left with a face as it is;
 2 the command could not start (bad arguments or input).
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .attributes import describe, parse_attributes
 from .errors import FaceAnonError, InputError, WeightsError
+from .evaluation.command import add_evaluate
 from .image import SUFFIXES, Picture, load_picture, save_picture
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="faceanon", description="Replace faces with faces of people who do not exist.")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
-    verbs = parser.add_subparsers(required=True, metavar="anonymize | targets | download | demo")
+    verbs = parser.add_subparsers(required=True, metavar="anonymize | targets | download | evaluate | demo")
     anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
     anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
     anonymize.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write; never a source")
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("name", help="face_landmarker")
     download.add_argument("-o", "--output", type=Path, help="folder (default: ~/.faceanon, or what FACEANON_MODELS names)")
     download.set_defaults(run=_run_download)
+    add_evaluate(verbs)
     demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
     demo.add_argument("-o", "--output", type=Path, default=Path("faceanon-demo.png"))
     _add_settings(demo)
