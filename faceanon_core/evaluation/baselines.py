@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,11 @@ from .observe import file_hash
 
 Pixels = NDArray[np.uint8]
 Make = Callable[[list[Pixels]], Pixels]
+Cover = Callable[[Pixels, Face], Pixels]
 BLUR_SHARE = 0.1  # standard deviation of the Gaussian over the face's width
 BLOCKS = 12  # mosaic blocks across the face
-_UNGUIDED = replace(Settings(), guidance=replace(Settings().guidance, strength=0.0))
-_SETTINGS = {
-    "unguided": _UNGUIDED,
-    "reference": reference_settings(DemoEncoder.unit_strength),
-    "default": Settings(),
-}
-BASELINES = ("blur", "pixelate", "solid", *_SETTINGS)
+COVERS = ("blur", "pixelate", "solid")
+BASELINES = (*COVERS, "unguided", "reference", "default")
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Workshop:
     anonymizer: Anonymizer
     sources: dict[str, Path]
     folder: Path
+    settings: Settings = field(default_factory=Settings)  # the method's own, which baselines and attacks vary
 
     def make(self, name: str, key: str, change: Callable[[Pixels], Pixels]) -> Method:
         """Results of `change` on every source; see `make_results`."""
@@ -57,13 +54,15 @@ def run_baseline(name: str, workshop: Workshop) -> Method:
 
     Raises: UnknownNameError if there is no such baseline.
     """
-    if name in _SETTINGS:
-        return run_settings(name, _SETTINGS[name], workshop)
-    covers: dict[str, Callable[[Pixels, Face], Pixels]] = {
-        "blur": blur_face,
-        "pixelate": pixelate_face,
-        "solid": redact_face,
+    own = workshop.settings
+    variants = {
+        "unguided": replace(own, guidance=replace(own.guidance, strength=0.0)),
+        "reference": reference_settings(DemoEncoder.unit_strength),
+        "default": own,
     }
+    covers: dict[str, Cover] = {"blur": blur_face, "pixelate": pixelate_face, "solid": redact_face}
+    if name in variants:
+        return run_settings(name, variants[name], workshop)
     if name not in covers:
         raise UnknownNameError(f"there is no baseline {name!r}; known: {', '.join(BASELINES)}")
 

@@ -105,7 +105,9 @@ def _observer(networks: dict[str, Path], options: argparse.Namespace) -> Observe
     from .observe import Observer, file_hash
 
     recognisers = {name: Recogniser(path) for name, path in networks.items()}
-    keys = {name: file_hash(path) for name, path in networks.items()}
+    # ONNX keeps the weights of larger networks in a file of their own
+    files = {name: (path, path.with_name(path.name + ".data")) for name, path in networks.items()}
+    keys = {name: " ".join(file_hash(path) for path in parts if path.is_file()) for name, parts in files.items()}
     features = OnnxFeatures(options.features) if options.features is not None else None
     (options.output / _SEEN).mkdir(parents=True, exist_ok=True)
     return Observer(recognisers, keys, options.output / _SEEN, features)
@@ -140,6 +142,7 @@ def _made_with(bench: Bench) -> Figures:
     return {
         "sources": len(bench.gallery.names),
         "source_faces": len(bench.gallery.faces),
+        "without_face": [name for name in bench.gallery.names if not bench.gallery.of(name)],
         "thresholds": thresholds,
         "features": bench.observer.features.name,
     }
