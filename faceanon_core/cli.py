@@ -1,4 +1,5 @@
-"""The command line: `faceanon anonymize`, `targets`, `download` and `demo`; `cli_check` adds `calibrate` and `verify`.
+"""The command line: `faceanon anonymize`, `targets`, `download` and `demo`; other modules add `calibrate`, `verify`
+and `evaluate`.
 
 Exit codes: 0 everything asked for was written; 1 at least one picture failed or was left with a face as it is;
 2 the command could not start (bad arguments or input).
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from . import cli_check
 from .attributes import describe, parse_attributes
 from .errors import FaceAnonError, InputError, WeightsError
+from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, make_namer, refuse_unwritable, remove_leftovers
 from .image import SUFFIXES, Picture, list_pictures, load_picture, refuse_existing, save_picture
 
@@ -51,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="faceanon", description="Replace faces with faces of people who do not exist.")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
-    verbs = parser.add_subparsers(required=True, metavar="anonymize | verify | calibrate | targets | download | demo")
+    verbs = parser.add_subparsers(
+        required=True, metavar="anonymize | verify | calibrate | evaluate | targets | download | demo"
+    )
     anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
     anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
     anonymize.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write; never a source")
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("name", help="face_landmarker")
     download.add_argument("-o", "--output", type=Path, help="folder (default: ~/.faceanon, or what FACEANON_MODELS names)")
     download.set_defaults(run=_run_download)
+    add_evaluate(verbs)
     demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
     demo.add_argument("-o", "--output", type=Path, default=Path("faceanon-demo.png"))
     _add_settings(demo)

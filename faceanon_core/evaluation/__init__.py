@@ -1,0 +1,1 @@
+"""Measuring anonymized pictures against their sources, beside simpler methods and under attack: `faceanon evaluate`."""

@@ -1,0 +1,157 @@
+"""The verb `faceanon evaluate`. Imports nothing heavy until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .attacks import Bench
+    from .harness import Figures, Gallery, Method, Row
+    from .observe import Observer
+
+_NEEDED = ("torchmetrics", "matplotlib", "jinja2")
+_SEEN, _MADE = "seen", "made"  # folders in the output that make a run resumable
+
+
+def add_evaluate(verbs: Any) -> None:
+    """Add the verb to an argparse subparsers object."""
+    parser = verbs.add_parser("evaluate", help="measure anonymized pictures against their sources, and attack them")
+    parser.add_argument("sources", type=Path, help="folder of originals; each face is taken for another person")
+    parser.add_argument("results", type=Path, nargs="?", help="folder of anonymized pictures under the sources' names")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for report, figures and what was made")
+    parser.add_argument("--recogniser", type=Path, nargs="+", required=True, help="ONNX face-recognition networks")
+    parser.add_argument(
+        "--baselines", default="", help="also run, on the same pictures: blur,pixelate,solid,unguided,reference,default"
+    )
+    parser.add_argument("--attacks", default="", help="also attack: sharpen,average,link,start,regions")
+    parser.add_argument("--limit", type=int, help="baselines and attacks take this many sources, drawn at random")
+    parser.add_argument("--features", type=Path, help="ONNX network for the distribution distances (default: demo encoder)")
+    parser.add_argument("--device", default="cpu", help="torch device for baselines and attacks (default: cpu)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and write `rows.csv`, `figures.json`, `tables.md` and `report.html`. Returns: the exit code.
+
+    Raises: InputError for folders that do not fit, a lacking package, or nothing to measure.
+    """
+    _check(options)
+    from .attacks import Bench, run_attack
+    from .harness import Gallery, find_thresholds
+    from .page import write_page
+    from .tables import write_tables
+
+    networks = {path.stem: path for path in options.recogniser}
+    observer = _observer(networks, options)
+    gallery = Gallery(options.sources, observer)
+    thresholds = {name: find_thresholds(gallery, name, path.with_suffix(".json")) for name, path in networks.items()}
+    bench = Bench(_workshop(options, gallery, observer), gallery, observer, thresholds)
+    methods = _methods(options, bench)
+    rows: list[Row] = []
+    figures: Figures = {"made_with": _made_with(bench), "methods": {}, "attacks": {}}
+    for method in methods:
+        measured, figures["methods"][method.name] = bench.measure(method)
+        rows += measured
+    for name in _names(options.attacks):
+        figures["attacks"][name] = run_attack(name, bench, methods)
+    write_rows(rows, options.output / "rows.csv")
+    (options.output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    write_tables(figures, options.output / "tables.md")
+    write_page(figures, rows, methods, gallery, options.output / "report.html")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    from .attacks import ATTACKS
+    from .baselines import BASELINES
+
+    lacking = [name for name in _NEEDED if find_spec(name) is None]
+    if lacking:
+        raise InputError(f'evaluating needs {", ".join(lacking)}: pip install "faceanon[evaluate]"')
+    for folder in filter(None, (options.sources, options.results)):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder")
+    output = options.output.resolve()
+    if options.sources.resolve() in (output, *output.parents):
+        raise InputError(f"the output {options.output} would lie among the sources; choose another folder")
+    if output.exists() and any(output.iterdir()) and not (output / _SEEN).is_dir():
+        raise InputError(f"{options.output} holds something else than an evaluation; choose another folder")
+    if options.results is None and not _names(options.baselines) and not _names(options.attacks):
+        raise InputError("there is nothing to measure: name a folder of results, or --baselines, or --attacks")
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"limit must be at least 1, got {options.limit}")
+    for option, known in (("baselines", BASELINES), ("attacks", tuple(ATTACKS))):
+        unknown = [name for name in _names(getattr(options, option)) if name not in known]
+        if unknown:
+            raise InputError(f"there is no {option[:-1]} {unknown[0]!r}; known: {', '.join(known)}")
+    if len({path.stem for path in options.recogniser}) < len(options.recogniser):
+        raise InputError("two recognisers have the same file name; give them different ones")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _observer(networks: dict[str, Path], options: argparse.Namespace) -> Observer:
+    from ..identity import Recogniser
+    from .features import OnnxFeatures
+    from .observe import Observer, file_hash
+
+    recognisers = {name: Recogniser(path) for name, path in networks.items()}
+    # ONNX keeps the weights of larger networks in a file of their own
+    files = {name: (path, path.with_name(path.name + ".data")) for name, path in networks.items()}
+    keys = {name: " ".join(file_hash(path) for path in parts if path.is_file()) for name, parts in files.items()}
+    features = OnnxFeatures(options.features) if options.features is not None else None
+    (options.output / _SEEN).mkdir(parents=True, exist_ok=True)
+    return Observer(recognisers, keys, options.output / _SEEN, features)
+
+
+def _workshop(options: argparse.Namespace, gallery: Gallery, observer: Observer) -> Any:
+    """Baselines and attacks: on the sources with a face, or as many of them as were asked for."""
+    import numpy as np
+
+    from ..pipeline import Anonymizer
+    from .baselines import Workshop
+
+    names = [name for name in gallery.names if gallery.of(name)]
+    drawn = [names[int(i)] for i in np.random.default_rng(0).permutation(len(names))][: options.limit]
+    sources = {name: options.sources / name for name in drawn}
+    return Workshop(Anonymizer(device=options.device), sources, options.output / _MADE)
+
+
+def _methods(options: argparse.Namespace, bench: Bench) -> list[Method]:
+    from .baselines import run_baseline
+    from .harness import find_results
+
+    given = [] if options.results is None else [find_results(options.results, bench.gallery.names)]
+    return [*given, *(run_baseline(name, bench.workshop) for name in _names(options.baselines))]
+
+
+def _made_with(bench: Bench) -> Figures:
+    thresholds = {
+        network: {f"{far:g}": {"value": bound.value, "origin": bound.origin} for far, bound in bounds.items()}
+        for network, bounds in bench.thresholds.items()
+    }
+    return {
+        "sources": len(bench.gallery.names),
+        "source_faces": len(bench.gallery.faces),
+        "without_face": [name for name in bench.gallery.names if not bench.gallery.of(name)],
+        "thresholds": thresholds,
+        "features": bench.observer.features.name,
+    }
+
+
+def write_rows(rows: list[Row], path: Path) -> None:
+    """One line per face and method; empty where a figure does not apply."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        table = csv.DictWriter(handle, columns)
+        table.writeheader()
+        table.writerows(rows)
