@@ -1,5 +1,4 @@
-"""The command line: `faceanon anonymize`, `targets`, `download` and `demo`; other modules add `calibrate`, `verify`
-and `evaluate`.
+"""The command line: `faceanon anonymize`, `download` and `demo`; `cli_check`, `cli_targets` and `evaluation` add more.
 
 Exit codes: 0 everything asked for was written; 1 at least one picture failed or was left with a face as it is;
 2 the command could not start (bad arguments or input).
@@ -19,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli_check
-from .attributes import describe, parse_attributes
+from . import cli_check, cli_targets
+from .attributes import parse_attributes
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, make_namer, refuse_unwritable, remove_leftovers
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="faceanon", description="Replace faces with faces of people who do not exist.")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
     verbs = parser.add_subparsers(
-        required=True, metavar="anonymize | verify | calibrate | evaluate | targets | download | demo"
+        required=True, metavar="anonymize | verify | calibrate | evaluate | targets | synthesize | download | demo"
     )
     anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
     anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
@@ -64,8 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     anonymize.add_argument("--name-key", type=Path, help="file with the key of --names hashed")
     _add_settings(anonymize)
     anonymize.set_defaults(run=_run_anonymize)
-    targets = verbs.add_parser("targets", help="list the gallery of target faces and the attributes one can ask for")
-    targets.set_defaults(run=_run_targets)
+    cli_targets.add_verbs(verbs)
     download = verbs.add_parser("download", help="fetch an optional model and check that it is the right one")
     download.add_argument("name", help="face_landmarker")
     download.add_argument("-o", "--output", type=Path, help="folder (default: ~/.faceanon, or what FACEANON_MODELS names)")
@@ -84,6 +82,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
+    parser.add_argument("--keep-attributes", help="attributes taken from the source (default: expression,skin)")
+    cli_targets.add_gallery(parser)
     parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
     parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
     parser.add_argument(
@@ -122,6 +122,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         guidance=guidance,
         target=options.target,
         attributes=parse_attributes(options.attributes),
+        keep_attributes=preset.keep_attributes if options.keep_attributes is None else _names(options.keep_attributes),
         proportions=preset.proportions if options.proportions is None else options.proportions,
         steps=preset.steps if options.steps is None else options.steps,
         seed=options.seed,
@@ -156,18 +157,6 @@ def _run_download(options: argparse.Namespace) -> int:
     with tqdm(unit="B", unit_scale=True, disable=None) as bar:
         path = download(model, options.output or model_folder(), bar.update)
     _say(str(path), sys.stdout)
-    return 0
-
-
-def _run_targets(options: argparse.Namespace) -> int:
-    from .attributes import VOCABULARY
-    from .target import gallery_index
-
-    for name, attributes in sorted(gallery_index().items()):
-        _say(f"{name:12} {describe(attributes)}", sys.stdout)
-    _say("\nattributes that --attributes takes:", sys.stdout)
-    for attribute in VOCABULARY:
-        _say(f"{attribute.name:12} {', '.join(attribute.values)}", sys.stdout)
     return 0
 
 
@@ -266,7 +255,12 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
             f"there is no device {options.device!r} here; use cpu, or cuda with a CUDA build of torch"
         ) from error
     recognisers = cli_check.open_recognisers(options)
-    return Anonymizer(device=options.device, recognisers=recognisers, guide=_guide(options.encoder))
+    return Anonymizer(
+        device=options.device,
+        recognisers=recognisers,
+        guide=_guide(options.encoder),
+        galleries=cli_targets.galleries(options),
+    )
 
 
 def _bar() -> Any:

@@ -260,3 +260,20 @@ def _planes_first(path: Path, shape: list[Any]) -> bool:
         if len(shape) == 4 and all(not isinstance(a, int) or a == b for a, b in zip(shape[1:], wanted, strict=True)):
             return planes_first
     raise WeightsError(f"{path} takes {shape}, not (1, 3, 112, 112) face crops")
+
+
+def excess_similarity(
+    recognisers: Sequence[Recogniser], crop: FaceCrop, sources: Sequence[tuple[NDArray[np.uint8], FloatArray]],
+    max_similarity: float | None = None,
+) -> float:  # fmt: skip
+    """How far a face's similarity to any of the sources lies above what may pass, by the strictest network; <= 0 passes.
+
+    Args:
+        sources: picture and landmarks of each.
+    Raises: InputError if neither card nor `max_similarity` says what may pass.
+    """
+    return max(
+        float(net.embed(crop.pixels, crop.landmarks) @ net.embed(*source)) - net.limit(max_similarity)
+        for net in recognisers
+        for source in sources
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -36,7 +36,7 @@ class Candidate:
 
     pixels: NDArray[np.uint8]
     target: Target | None
-    agreement: float  # share of the asked attributes that it shows, as far as they can be judged, 0..1
+    agreement: float  # share of the asked attributes it shows, as far as they can be judged, 0..1; -1: it is the source
     faults: tuple[str, ...]
 
 
@@ -54,15 +54,15 @@ def random_pose(attributes: Attributes, seed: int) -> FloatArray:
 
 def judge_candidate(
     pixels: NDArray[np.uint8], asked: Attributes, detector: FaceDetector, encoder: DemoEncoder,
-    similarity: Callable[[FaceCrop], float] | None = None, max_similarity: float = 1.0,
+    excess: Callable[[FaceCrop], float] | None = None,
 ) -> Candidate:  # fmt: skip
     """Whether a picture can serve as a target: one face, frontal enough, as asked, and not the source again.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
         asked: attributes it should show; those the encoder does not know are not judged.
-        similarity: crop -> similarity to the source by a face-recognition network, -1..1; None: not compared.
-        max_similarity: above this the candidate counts as the source.
+        excess: crop -> how far its similarity to the source, by a face-recognition network, lies above what may pass;
+            None: not compared.
     """
     faces = detector.detect(pixels)
     if len(faces) != 1:
@@ -74,8 +74,8 @@ def judge_candidate(
     agreement = 1 - len(faults) / len(judged) if judged else 1.0
     if _turn(crop.landmarks) > FRONTAL:
         faults.append("is turned aside")
-    if similarity is not None and (alike := similarity(crop)) > max_similarity:
-        faults.append(f"looks like the source (similarity {alike:.2f}, at most {max_similarity:.2f})")
+    if excess is not None and excess(crop) > 0:
+        faults.append("looks like the source")
         agreement = -1.0
     return Candidate(pixels, Target("synthesized", crop.tensor, shown), agreement, tuple(faults))
 
@@ -92,8 +92,15 @@ def best_candidate(candidates: list[Candidate]) -> Candidate:
     return max(usable, key=lambda candidate: (candidate.agreement, -len(candidate.faults)))
 
 
-def candidate_tile(candidate: Candidate, number: int, size_px: int = 256) -> NDArray[np.uint8]:
-    """The picture with its number, green where it has no fault and red else, (size_px, size_px, 3) uint8 RGB."""
+def candidate_sheet(candidates: list[Candidate], columns: int = 4) -> NDArray[np.uint8]:
+    """All candidates with their numbers from 1, framed green where they have no fault and red else, (H, W, 3) uint8 RGB."""
+    tiles = [_tile(candidate, number) for number, candidate in enumerate(candidates, 1)]
+    columns = min(columns, len(tiles))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[row : row + columns]) for row in range(0, len(tiles), columns)])
+
+
+def _tile(candidate: Candidate, number: int, size_px: int = 256) -> NDArray[np.uint8]:
     tile: NDArray[np.uint8] = cv2.resize(candidate.pixels, (size_px, size_px), interpolation=cv2.INTER_AREA)
     colour = (200, 40, 40) if candidate.faults else (30, 150, 60)
     cv2.rectangle(tile, (0, 0), (size_px - 1, size_px - 1), colour, max(2, size_px // 64))
@@ -101,16 +108,14 @@ def candidate_tile(candidate: Candidate, number: int, size_px: int = 256) -> NDA
     return tile
 
 
-def synthesize_pictures(model: DemoModel, attributes: Attributes, count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Portraits (256, 256, 3) uint8 RGB by the demo model, one after the other.
+def synthesize_picture(model: DemoModel, attributes: Attributes, seed: int) -> NDArray[np.uint8]:
+    """One portrait (256, 256, 3) uint8 RGB by the demo model.
 
     Raises: InputError for attributes it does not know.
     """
     check_learned(attributes)
-    for number in range(count):
-        pose = random_pose(attributes, seed + number)
-        image = synthesize(model, attributes, [pose], [seed + number])
-        yield (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    image = synthesize(model, attributes, [random_pose(attributes, seed)], [seed])
+    return (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
 
 
 def describe_candidates(candidates: list[Candidate], asked: Attributes) -> str:

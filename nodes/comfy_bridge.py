@@ -101,6 +101,11 @@ def load_demo_model() -> tuple[Any, Any]:
     return _demo_unet(), _demo_vae()
 
 
+def demo_synthesizer() -> diffusion.DemoModel:
+    """The demo model as the core samples with it, on ComfyUI's device; small enough to live outside its memory manager."""
+    return diffusion.DemoModel(ASSETS, comfy.model_management.get_torch_device())
+
+
 def _demo_unet() -> Any:
     state = _to_ldm_keys(load_file(ASSETS / "unet.safetensors"))
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()

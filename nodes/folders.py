@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..faceanon_core.errors import WeightsError
+from ..faceanon_core.errors import InputError, WeightsError
+from ..faceanon_core.weights import GALLERY
 
 NAME = "faceanon"
 TORCH_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -57,3 +58,18 @@ def output_place(prefix: str) -> tuple[Path, str, str]:
 
     folder, stem, _, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     return Path(folder), stem, subfolder
+
+
+def own_gallery() -> Path:
+    """Folder of the user's own target faces.
+
+    Raises: InputError outside of ComfyUI, which knows where models lie.
+    """
+    if not (folders := model_folders()):
+        raise InputError("targets can only be saved inside ComfyUI, into its models folder")
+    return folders[-1] / "gallery"
+
+
+def target_galleries() -> tuple[Path, ...]:
+    """Folders of target faces: the user's own, then the shipped one."""
+    return (*(folder / "gallery" for folder in model_folders()), GALLERY)

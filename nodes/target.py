@@ -12,13 +12,13 @@ from ..faceanon_core.crop import FaceCrop
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.target import Target, choose_target, fitting_attributes, gallery_index, gallery_target
 from .convert import CATEGORY, to_image, to_pixels
-from .folders import model_folders
+from .folders import model_folders, target_galleries
 
 AUTOMATIC = "automatic"
 
 
 class TargetFace:
-    """A face of the gallery that comes with the pack; none of them exists."""
+    """A face of the gallery that comes with the pack, or of the user's own; none of them exists."""
 
     TITLE = "Target Face (gallery)"
     CATEGORY = CATEGORY
@@ -33,7 +33,7 @@ class TargetFace:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = [AUTOMATIC, *sorted(gallery_index())]
+        names = [AUTOMATIC, *sorted(gallery_index(target_galleries()))]
         seed = {
             "default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False,
             "tooltip": "automatic only: decides between faces that fit equally well; another number, another face.",
@@ -57,9 +57,9 @@ class TargetFace:
     @classmethod
     def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
         """Answer for a workflow made with another gallery in our words, not the server's. None: the name is linked."""
-        if name in (None, AUTOMATIC) or name in gallery_index():
+        if name in (None, AUTOMATIC) or name in gallery_index(target_galleries()):
             return True
-        return f"there is no target named {name!r}; choose automatic or one of {', '.join(sorted(gallery_index()))}"
+        return f"there is no target named {name!r}; choose automatic or one of {', '.join(sorted(gallery_index(target_galleries())))}"
 
     def pick(
         self, name: str, attributes: str = "", seed: int = 0, crops: Any = None, encoder: Any = None
@@ -69,9 +69,9 @@ class TargetFace:
             asked = parse_attributes(attributes)
             for index, shown in enumerate(_estimate(crops, encoder)):
                 used = frozenset(target.name for target in targets)
-                targets.append(choose_target(shown | asked, seed + index, avoid=used))
+                targets.append(choose_target(shown | asked, seed + index, target_galleries(), used))
         else:
-            targets = [gallery_target(name)]
+            targets = [gallery_target(name, target_galleries())]
         return targets, to_image(torch.cat([target.image for target in targets]))
 
 

@@ -1,0 +1,143 @@
+"""The verbs of the command line about target faces: `faceanon targets` and `synthesize`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli_check
+from .attributes import VOCABULARY, Attributes, describe, parse_attributes
+from .errors import InputError, NoFaceError
+from .image import Picture, load_picture, refuse_existing, save_picture
+from .optional import model_folder
+from .weights import GALLERY
+
+if TYPE_CHECKING:
+    from .crop import FaceCrop
+    from .encoder import DemoEncoder
+    from .faces import FaceDetector
+    from .synthesis import Candidate
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs to the command line's subparsers."""
+    targets = verbs.add_parser("targets", help="list the gallery of target faces and the attributes one can ask for")
+    add_gallery(targets)
+    targets.set_defaults(run=_run_targets)
+    synthesize = verbs.add_parser("synthesize", help="make target faces from attributes with the demo model")
+    synthesize.add_argument("-o", "--output", type=Path, required=True, help="contact sheet of the candidates, .png")
+    synthesize.add_argument("--attributes", default="", help='what the face shows, e.g. "age=60s,sex=female"')
+    synthesize.add_argument("--like", type=Path, help="photograph of the source, for --keep-attributes and --recogniser")
+    synthesize.add_argument("--keep-attributes", default="", help="attributes taken from --like, e.g. age,expression,skin")
+    synthesize.add_argument("--count", type=int, default=8, help="how many candidates, 1 to 100 (default: 8)")
+    synthesize.add_argument("--seed", type=int, default=0, help="same seed, same faces (default: 0)")
+    synthesize.add_argument("--save", metavar="NAME", help="add the best, or the one of --pick, to the gallery as NAME")
+    synthesize.add_argument("--pick", type=int, help="number of the candidate to save (default: the best)")
+    add_gallery(synthesize)
+    cli_check.add_recognisers(synthesize)
+    synthesize.set_defaults(run=_run_synthesize)
+
+
+def add_gallery(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the folder of the user's own targets."""
+    folder = "~/.faceanon/gallery, or the folder gallery where FACEANON_MODELS points"
+    parser.add_argument("--gallery", type=Path, help=f"folder of your own target faces (default: {folder})")
+
+
+def galleries(options: argparse.Namespace) -> tuple[Path, ...]:
+    """Folders of target faces: the user's own, then the shipped one."""
+    return (_own_gallery(options), GALLERY)
+
+
+def _own_gallery(options: argparse.Namespace) -> Path:
+    own: Path = options.gallery or model_folder() / "gallery"
+    return own
+
+
+def _run_targets(options: argparse.Namespace) -> int:
+    from .target import gallery_index
+
+    for name, attributes in sorted(gallery_index(galleries(options)).items()):
+        _say(f"{name:12} {describe(attributes)}")
+    _say("\nattributes that --attributes takes:")
+    for attribute in VOCABULARY:
+        if attribute.learned:
+            _say(f"{attribute.name:12} {', '.join(attribute.values)}")
+    return 0
+
+
+def _run_synthesize(options: argparse.Namespace) -> int:
+    from .encoder import load_demo_encoder
+    from .faces import FaceDetector
+    from .synthesis import best_candidate, candidate_sheet, describe_candidates
+    from .target import gallery_index, save_target
+    from .weights import ASSETS
+
+    refuse_existing(options.output)
+    if options.output.suffix.lower() != ".png":
+        raise InputError(f"the contact sheet is a .png file, got {options.output.name}")
+    if not 1 <= options.count <= 100:
+        raise InputError(f"count must be 1 to 100, got {options.count}")
+    if options.pick is not None and not 1 <= options.pick <= options.count:
+        raise InputError(f"pick must be the number of a candidate, 1 to {options.count}, got {options.pick}")
+    encoder = load_demo_encoder(ASSETS / "encoder.safetensors")
+    with FaceDetector() as detector:
+        source, asked = _source_and_attributes(options, detector, encoder)
+        candidates = _make_candidates(options, detector, encoder, source, asked)
+    save_picture(Picture(candidate_sheet(candidates)), options.output)
+    _say(describe_candidates(candidates, asked))
+    _say(f"wrote {options.output}")
+    if options.save:
+        chosen = best_candidate(candidates if options.pick is None else [candidates[options.pick - 1]])
+        assert chosen.target is not None
+        taken = gallery_index(galleries(options))
+        path = save_target(chosen.target, options.save, _own_gallery(options), taken)
+        _say(f"saved {path}; use it with --target {options.save}")
+    return 0
+
+
+def _source_and_attributes(
+    options: argparse.Namespace, detector: FaceDetector, encoder: DemoEncoder
+) -> tuple[FaceCrop | None, Attributes]:
+    from .crop import crop_face
+    from .target import source_attributes
+
+    kept = tuple(name.strip() for name in options.keep_attributes.split(",") if name.strip())
+    asked = parse_attributes(options.attributes)
+    if options.like is None:
+        if kept or options.recogniser:
+            raise InputError("--keep-attributes and --recogniser need the source: name its photograph with --like")
+        return None, asked
+    pixels = load_picture(options.like).pixels
+    faces = detector.detect(pixels)
+    if not faces:
+        raise NoFaceError(f"no face was found in {options.like}")
+    source = crop_face(pixels, faces[0], 256)
+    return source, source_attributes(source, encoder, kept) | asked
+
+
+def _make_candidates(
+    options: argparse.Namespace, detector: FaceDetector, encoder: DemoEncoder, source: FaceCrop | None, asked: Attributes
+) -> list[Candidate]:
+    from tqdm import tqdm
+
+    from .diffusion import DemoModel
+    from .identity import excess_similarity
+    from .synthesis import judge_candidate, synthesize_picture
+    from .weights import ASSETS
+
+    recognisers, model = cli_check.open_recognisers(options), DemoModel(ASSETS)
+
+    def excess(crop: FaceCrop) -> float:
+        assert source is not None
+        return excess_similarity(recognisers, crop, [(source.pixels, source.landmarks)], options.max_similarity)
+
+    numbers = tqdm(range(options.count), unit="face", disable=None)
+    made = (synthesize_picture(model, asked, options.seed + number) for number in numbers)
+    return [judge_candidate(pixels, asked, detector, encoder, excess if recognisers else None) for pixels in made]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
