@@ -72,10 +72,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regions", default="face", help="regions to regenerate, e.g. face or eyes,nose (default: face)")
     parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
+    parser.add_argument("--parser", type=Path, help="SegFormer face parser, a folder: finds glasses, ears, hair, hat, neck")
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
     parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
     parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
+    parser.add_argument("--identity-network", type=Path, help="IResNet or MobileFaceNet weights to push off the source")
+    parser.add_argument("--away-identity", type=float, help="how hard, 0 = not at all (default: 1 with --identity-network)")
+    parser.add_argument("--hold-pose", type=float, default=0.0, help="hold pose and expression, 1 = firmly (default: 0)")
     parser.add_argument(
         "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 1)"
     )
@@ -100,19 +104,22 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     from .encoder import DemoEncoder
+    from .guidance import TermSettings
     from .pipeline import Settings, reference_settings
     from .regions import RegionChoice
 
     preset = Settings()
     if options.preset == "reference":
         preset = reference_settings((_guide(options.encoder) or DemoEncoder).unit_strength)
-    guidance = preset.guidance
+    guidance, away = preset.guidance, options.away_identity
     if options.strength is not None:
         guidance = replace(guidance, strength=options.strength)
     return replace(
         preset,
         regions=RegionChoice(regenerate=_names(options.regions), keep=_names(options.keep)),
         guidance=guidance,
+        away_identity=TermSettings(float(options.identity_network is not None) if away is None else away),
+        hold_pose=TermSettings(options.hold_pose),
         target=options.target,
         attributes=parse_attributes(options.attributes),
         proportions=preset.proportions if options.proportions is None else options.proportions,
@@ -208,7 +215,7 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     anonymizer = _open_anonymizer(options)
     anonymizer.check(settings)
     _make_folder(output)
-    key = _fingerprint(settings, options.keep_metadata, options.encoder)
+    key = _fingerprint(settings, options.keep_metadata, options.encoder, options.parser, options.identity_network)
     done = _read_journal(output / JOURNAL, key)
     failures: list[str] = []
     from tqdm import tqdm
@@ -289,6 +296,8 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
 
     from .identity import Recogniser
     from .pipeline import Anonymizer
+    from .recognition import load_recognition
+    from .semantic_parser import load_segformer
 
     try:
         torch.empty(0, device=options.device)
@@ -299,7 +308,12 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
     if options.recogniser is not None and options.max_similarity is None:
         raise InputError("--recogniser needs --max-similarity, the highest similarity to the source that may pass")
     recogniser = Recogniser(options.recogniser) if options.recogniser is not None else None
-    return Anonymizer(device=options.device, recogniser=recogniser, guide=_guide(options.encoder))
+    face_parser = load_segformer(options.parser).to(options.device) if options.parser is not None else None
+    recognition = load_recognition(options.identity_network) if options.identity_network is not None else None
+    return Anonymizer(
+        device=options.device, parser=face_parser, recogniser=recogniser, guide=_guide(options.encoder),
+        recognition=recognition,
+    )  # fmt: skip
 
 
 def _bar() -> Any:

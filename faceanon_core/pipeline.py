@@ -24,16 +24,18 @@ from .diffusion import DemoModel, InpaintCond
 from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
-from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
+from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .identity import Recogniser
 from .image import load_picture
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import change_proportions
+from .recognition import RecognitionNetwork, alignment
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
 from .skin import crop_skin_tone, mouth_expression
 from .target import Target, choose_target, fitting_attributes, gallery_target, target_from_pixels
+from .terms import IdentityTerm, PoseTerm
 from .weights import ASSETS
 
 Policy = Literal["error", "redact", "keep"]
@@ -48,6 +50,8 @@ class Settings:
 
     regions: RegionChoice = field(default_factory=RegionChoice)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    away_identity: TermSettings = OFF  # push off what a recognition network knows the source by
+    hold_pose: TermSettings = OFF  # hold pose, expression and gaze at the source's
     target: str | None = None  # gallery name or picture file; None chooses from the gallery
     attributes: Attributes = field(default_factory=dict)  # asked of the new face; override the target's own
     steps: int = 20
@@ -128,18 +132,21 @@ class Anonymizer:
         parser: another face parser than the landmark-based default.
         recogniser: checks results against `Settings.max_similarity`.
         guide: another encoder whose features are matched than the demo model's.
+        recognition: what `Settings.away_identity` pushes with.
     Raises: WeightsError if the model is missing or damaged.
     """
 
     def __init__(
         self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None,
         recogniser: Recogniser | None = None, guide: AttributeEncoder | None = None,
+        recognition: RecognitionNetwork | None = None,
     ) -> None:  # fmt: skip
         self.detector = FaceDetector()
         self.recogniser = recogniser
         self.parser = parser or LandmarkParser()
         self._assets, self._device = assets, device
         self._guide = guide.to(device) if isinstance(guide, nn.Module) else guide
+        self._recognition = recognition.to(device) if recognition is not None else None
         self._named: dict[str, Target] = {}  # targets the user named, read once
 
     @cached_property
@@ -195,6 +202,8 @@ class Anonymizer:
         """
         if settings.max_similarity is not None and self.recogniser is None:
             raise InputError("max-similarity needs a face-recognition network to measure it; name one as the recogniser")
+        if settings.away_identity.strength > 0 and self._recognition is None:
+            raise InputError("pushing away from the source's identity needs a recognition network; name its weights")
         region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
         if settings.target is not None:
@@ -234,11 +243,20 @@ class Anonymizer:
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
-        term = AttributeTerm(self._guide or self.encoder, settings.guidance, target.image, source, mask.core)
-        guidance = CombinedGuidance(model.decode_rough, [term])
+        guidance = CombinedGuidance(model.decode_rough, self._terms(crop, mask, target, settings))
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()
+
+    def _terms(self, crop: FaceCrop, mask: RegionMask, target: Target, settings: Settings) -> list[Term]:
+        source, wanted, core = (images.to(self.model.device) for images in (crop.tensor, target.image, mask.core))
+        terms: list[Term] = [AttributeTerm(self._guide or self.encoder, settings.guidance, wanted, source, core)]
+        if settings.away_identity.strength > 0 and self._recognition is not None:
+            places = alignment(crop.landmarks)[None].to(source)
+            terms.append(IdentityTerm(self._recognition, settings.away_identity, source, places))
+        if settings.hold_pose.strength > 0:
+            terms.append(PoseTerm(self.encoder, settings.hold_pose, source))
+        return terms
 
     def _replace_face(
         self, image: NDArray[np.uint8], face: Face, index: int, settings: Settings, used: frozenset[str],

@@ -37,6 +37,7 @@ from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
+from ..faceanon_core.semantic_parser import SegformerParser, load_segformer
 from ..faceanon_core.vision_encoders import load_vision_encoder as read_vision_encoder
 from ..faceanon_core.weights import ASSETS
 
@@ -142,6 +143,23 @@ def load_vision_encoder(path: Path) -> Any:
     with torch.inference_mode(False):
         network = read_vision_encoder(path)
     return _patcher(network)
+
+
+class _ComfyParser:
+    """A FaceParser whose network ComfyUI's memory management moves."""
+
+    def __init__(self, parser: SegformerParser) -> None:
+        self.delivers = parser.delivers
+        self._parser, self._patcher = parser, _patcher(parser)
+
+    def parse(self, crop: Any, landmarks: Any) -> Any:
+        comfy.model_management.load_models_gpu([self._patcher])
+        return self._parser.parse(crop, landmarks)
+
+
+def load_face_parser(path: Path) -> Any:
+    """A FACE_PARSER. Raises: WeightsError."""
+    return _ComfyParser(load_segformer(path))
 
 
 def _patcher(network: torch.nn.Module) -> Any:

@@ -5,8 +5,10 @@ Run with ComfyUI's own Python: `COMFYUI_DIR=... /path/to/comfyui/python -m pytes
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from comfyui_tools import run_node
+from make_parser import draw_glasses
+from test_semantic_parser import FOLDER as FACE_PARSER
 from test_vision_encoders import small_clip, small_dinov2
 
 pytestmark = pytest.mark.comfyui
@@ -81,7 +85,7 @@ def test_an_encoder_without_attributes_is_refused_where_they_are_estimated(model
 
 
 def test_a_weights_file_that_is_gone_is_told(models: Path) -> None:
-    with pytest.raises(Exception, match="no weights file 'faceanon/gone.safetensors' any more; press R"):
+    with pytest.raises(Exception, match=r"no weights file 'faceanon/gone\.safetensors' any more; press R"):
         run_node("LoadEncoder", file="faceanon/gone.safetensors")
 
 
@@ -91,3 +95,21 @@ def test_tokens_of_the_region_need_the_mask_and_change_the_pull(inputs: Any) -> 
     assert not torch.allclose(sampled(inputs, tokens="region"), sampled(inputs), atol=0.05)
     everywhere = sampled(inputs, tokens="region", mask=torch.ones_like(inputs["guidance"]["mask"]))
     assert torch.allclose(everywhere, sampled(inputs, tokens="patches"), atol=1e-4)
+
+
+def test_a_parser_in_the_graph_gives_more_regions_and_keeps_glasses(models: Path, inputs: Any) -> None:
+    shutil.copytree(FACE_PARSER, models / "faceanon" / "face-parsing")
+    (parser,) = run_node("LoadFaceParser", file="faceanon/face-parsing/model.safetensors")
+    (index, crop), *_ = inputs["guidance"]["crops"]
+    pixels = crop.pixels.copy()
+    where = draw_glasses(pixels, crop.landmarks, 20)
+    crops = [(index, replace(crop, pixels=pixels))]
+    by_default, _, _ = run_node("RegionMask", crops=crops, parser=parser)
+    asked, _, _ = run_node("RegionMask", crops=crops, parser=parser, also="glasses")
+    assert by_default[0].numpy()[where].mean() < 0.3 and asked[0].numpy()[where].mean() > 0.9
+    assert torch.equal(by_default, run_node("RegionMask", crops=crops, parser=parser)[0])
+    for regions in ({"also": "hair"}, {"keep": "hair"}):
+        with pytest.raises(Exception, match="the active face parser cannot find hair; it finds eyeglasses"):
+            run_node("RegionMask", crops=crops, parser=parser, **regions)
+    with pytest.raises(Exception, match="cannot find eyeglasses"):
+        run_node("RegionMask", crops=crops, also="glasses")
