@@ -20,7 +20,8 @@ from faceanon_core.target import gallery_index
 NODES = load_pack().NODE_CLASS_MAPPINGS
 FROZEN = json.loads((ROOT / "tests" / "node_schema.json").read_text(encoding="utf-8"))
 # combos whose choices are what is there, not part of the schema
-FROM_FILES = {("FaceAnon_TargetFace", "name"), ("FaceAnon_LoadEncoder", "file"), ("FaceAnon_LoadFaceParser", "file")}
+_LOADERS = ("LoadEncoder", "LoadFaceParser", "LoadRecognition")
+FROM_FILES = {("FaceAnon_TargetFace", "name"), *((f"FaceAnon_{loader}", "file") for loader in _LOADERS)}
 
 
 def run(node_id: str, **inputs: Any) -> Any:
