@@ -80,12 +80,16 @@ def _parser() -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regions", default="face", help="regions to regenerate, e.g. face or eyes,nose (default: face)")
     parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
+    parser.add_argument("--parser", type=Path, help="SegFormer face parser, a folder: finds glasses, ears, hair, hat, neck")
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
     parser.add_argument("--keep-attributes", help="attributes taken from the source (default: expression,skin)")
     cli_targets.add_gallery(parser)
     parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
     parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
+    parser.add_argument("--identity-network", type=Path, help="IResNet or MobileFaceNet weights to push off the source")
+    parser.add_argument("--away-identity", type=float, help="how hard, 0 = not at all (default: 1 with --identity-network)")
+    parser.add_argument("--hold-pose", type=float, default=0.0, help="hold pose and expression, 1 = firmly (default: 0)")
     parser.add_argument(
         "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 1)"
     )
@@ -107,19 +111,22 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     from .encoder import DemoEncoder
+    from .guidance import TermSettings
     from .pipeline import Settings, reference_settings
     from .regions import RegionChoice
 
     preset = Settings()
     if options.preset == "reference":
         preset = reference_settings((_guide(options.encoder) or DemoEncoder).unit_strength)
-    guidance = preset.guidance
+    guidance, away = preset.guidance, options.away_identity
     if options.strength is not None:
         guidance = replace(guidance, strength=options.strength)
     return replace(
         preset,
         regions=RegionChoice(regenerate=_names(options.regions), keep=_names(options.keep)),
         guidance=guidance,
+        away_identity=TermSettings(float(options.identity_network is not None) if away is None else away),
+        hold_pose=TermSettings(options.hold_pose),
         target=options.target,
         attributes=parse_attributes(options.attributes),
         keep_attributes=preset.keep_attributes if options.keep_attributes is None else _names(options.keep_attributes),
@@ -208,7 +215,8 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
         raise InputError(f"{options.output} is not empty, and random names cannot tell what is done; choose a new folder")
     anonymizer = _open_anonymizer(options)
     anonymizer.check(settings)
-    journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, options.encoder))
+    others = (options.encoder, options.parser, options.identity_network)
+    journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *others))
     remove_leftovers(output)
     failures: list[str] = []
     from tqdm import tqdm
@@ -247,6 +255,8 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
     import torch
 
     from .pipeline import Anonymizer
+    from .recognition import load_recognition
+    from .semantic_parser import load_segformer
 
     try:
         torch.empty(0, device=options.device)
@@ -254,12 +264,14 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
         raise InputError(
             f"there is no device {options.device!r} here; use cpu, or cuda with a CUDA build of torch"
         ) from error
-    recognisers = cli_check.open_recognisers(options)
+    face_parser = load_segformer(options.parser).to(options.device) if options.parser is not None else None
     return Anonymizer(
         device=options.device,
-        recognisers=recognisers,
-        guide=_guide(options.encoder),
+        parser=face_parser,
+        recognisers=cli_check.open_recognisers(options),
         galleries=cli_targets.galleries(options),
+        guide=_guide(options.encoder),
+        recognition=load_recognition(options.identity_network) if options.identity_network is not None else None,
     )
 
 

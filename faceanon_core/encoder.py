@@ -99,6 +99,10 @@ class DemoEncoder(nn.Module):
         points: Tensor = self.landmark_head(self.where(features[:, 1:]).flatten(1))
         return points.unflatten(1, (-1, 2)) + 0.5
 
+    def find_landmarks(self, image: Tensor) -> Tensor:
+        """`landmarks` of a picture (B, 3, H, W) float 0..1."""
+        return self.landmarks(self.features(image))
+
     @torch.no_grad()
     def predict(self, image: Tensor) -> list[tuple[Attributes, dict[str, float]]]:
         """Most likely value of every attribute and its probability, per image of (B, 3, H, W) float 0..1."""

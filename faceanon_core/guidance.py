@@ -43,6 +43,9 @@ class TermSettings:
         return self.strength > 0 and self.start <= progress < self.end
 
 
+OFF = TermSettings(strength=0.0)
+
+
 @dataclass(frozen=True)
 class GuidanceSettings(TermSettings):
     """Settings of `AttributeTerm`. `strength` multiplies the encoder's own unit (w_opt in METHOD.md)."""
@@ -104,11 +107,11 @@ class AttributeTerm(Term):
 
     def losses(self, image: Tensor, faces: slice = slice(None)) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Term.losses`; "toward" and "away" are the distances from target and source."""
-        features, chosen = self.encoder.features(image, self.normalise), _rows(self._chosen, faces)
-        parts = {"toward": _distance(features, _rows(self._target, faces), chosen)}
+        features, chosen = self.encoder.features(image, self.normalise), rows_of(self._chosen, faces)
+        parts = {"toward": _distance(features, rows_of(self._target, faces), chosen)}
         total = self.toward * parts["toward"]
         if self._source is not None:
-            parts["away"] = _distance(features, _rows(self._source, faces), chosen)
+            parts["away"] = _distance(features, rows_of(self._source, faces), chosen)
             total = total - self.away * parts["away"]
         return total, parts
 
@@ -170,7 +173,8 @@ def _check_counts(terms: list[Term], count: int) -> None:
             )
 
 
-def _rows(values: Tensor, faces: slice) -> Tensor:
+def rows_of(values: Tensor, faces: slice) -> Tensor:
+    """The rows of some of the batch's faces; a single row is everyone's."""
     return values if len(values) == 1 else values[faces]
 
 

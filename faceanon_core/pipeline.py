@@ -25,16 +25,18 @@ from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
 from .geometry import Box
-from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
+from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .identity import Recogniser, Verdict, judge_face
 from .image import load_picture
 from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import change_proportions
+from .recognition import RecognitionNetwork, alignment
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
 from .target import Target, choose_target, fitting_attributes, gallery_target, source_attributes, target_from_pixels
+from .terms import IdentityTerm, PoseTerm
 from .weights import ASSETS, GALLERY
 
 Policy = Literal["error", "redact", "keep"]
@@ -50,6 +52,8 @@ class Settings:
 
     regions: RegionChoice = field(default_factory=RegionChoice)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    away_identity: TermSettings = OFF  # push off what a recognition network knows the source by
+    hold_pose: TermSettings = OFF  # hold pose, expression and gaze at the source's
     target: str | None = None  # gallery name or picture file; None chooses from the gallery
     attributes: Attributes = field(default_factory=dict)  # asked of the new face; override all others
     keep_attributes: tuple[str, ...] = ("expression", "skin")  # taken from the source; override the target's own
@@ -137,19 +141,21 @@ class Anonymizer:
         galleries: folders of target faces, see `target.gallery_index`.
         guide: another encoder whose features are matched than the demo model's.
         recognisers: every result has to pass all of them, else it is made again.
+        recognition: what `Settings.away_identity` pushes with.
     Raises: WeightsError if the model is missing or damaged.
     """
 
     def __init__(
         self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None,
         recognisers: Sequence[Recogniser] = (), galleries: Sequence[Path] = (GALLERY,),
-        guide: AttributeEncoder | None = None,
+        guide: AttributeEncoder | None = None, recognition: RecognitionNetwork | None = None,
     ) -> None:  # fmt: skip
         self.detector = FaceDetector()
         self.recognisers = tuple(recognisers)
         self.parser = parser or LandmarkParser()
         self._assets, self._device, self._galleries = assets, device, galleries
         self._guide = guide.to(device) if isinstance(guide, nn.Module) else guide
+        self._recognition = recognition.to(device) if recognition is not None else None
         self._named: dict[str, Target] = {}  # targets the user named, read once
 
     @cached_property
@@ -209,6 +215,8 @@ class Anonymizer:
         check_learned((*settings.attributes, *settings.keep_attributes))
         for recogniser in self.recognisers:
             recogniser.limit(settings.max_similarity)
+        if settings.away_identity.strength > 0 and self._recognition is None:
+            raise InputError("pushing away from the source's identity needs a recognition network; name its weights")
         region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
         if settings.target is not None:
@@ -253,11 +261,20 @@ class Anonymizer:
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
-        term = AttributeTerm(self._guide or self.encoder, settings.guidance, target.image, source, mask.core)
-        guidance = CombinedGuidance(model.decode_rough, [term])
+        guidance = CombinedGuidance(model.decode_rough, self._terms(crop, mask, target, settings))
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()
+
+    def _terms(self, crop: FaceCrop, mask: RegionMask, target: Target, settings: Settings) -> list[Term]:
+        source, wanted, core = (images.to(self.model.device) for images in (crop.tensor, target.image, mask.core))
+        terms: list[Term] = [AttributeTerm(self._guide or self.encoder, settings.guidance, wanted, source, core)]
+        if settings.away_identity.strength > 0 and self._recognition is not None:
+            places = alignment(crop.landmarks)[None].to(source)
+            terms.append(IdentityTerm(self._recognition, settings.away_identity, source, places))
+        if settings.hold_pose.strength > 0:
+            terms.append(PoseTerm(self.encoder, settings.hold_pose, source))
+        return terms
 
     def _replace_face(
         self, image: NDArray[np.uint8], face: Face, index: int, settings: Settings, used: frozenset[str],

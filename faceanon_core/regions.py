@@ -22,7 +22,10 @@ COMBINATIONS = ("add", "subtract", "intersect")
 
 @dataclass(frozen=True)
 class RegionChoice:
-    """Which regions of a face are regenerated. Lengths are in pixels of a 512 px crop and scale with it."""
+    """Which regions of a face are regenerated. Lengths are in pixels of a 512 px crop and scale with it.
+
+    Eyeglasses, where the parser finds them, are kept unless `regenerate` names them: "face" does not, METHOD.md "Mask".
+    """
 
     regenerate: tuple[str, ...] = ("face",)
     keep: tuple[str, ...] = ()
@@ -68,7 +71,7 @@ def region_mask(
         is left to regenerate.
     """
     wanted = region_labels(choice.regenerate, parser)
-    kept = region_labels(choice.keep, parser)
+    kept = region_labels(choice.keep, parser) | _glasses_to_keep(choice)
     scale = labels.shape[0] / REFERENCE_PX
     keep = labels_to_mask(labels, kept)
     # a region of the face that was not asked for stays, though growth would reach into it
@@ -83,6 +86,11 @@ def region_mask(
         raise InputError(_why_empty(painted))
     seam = feather_mask(core, choice.feather_px * scale) * (1 - _dilate_square(keep, GUARD_PX))
     return RegionMask(core, seam * (1 - unasked * (1 - core)))
+
+
+def _glasses_to_keep(choice: RegionChoice) -> frozenset[str]:
+    named = region_labels(tuple(name for name in choice.regenerate if name != "face"))
+    return frozenset({"eyeglasses"} - named)
 
 
 def _combine(regenerate: Tensor, keep: Tensor, painted: PaintedMask) -> tuple[Tensor, Tensor]:

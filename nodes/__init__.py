@@ -1,8 +1,8 @@
 """The nodes, one file per step of the graph. Importing this package needs neither ComfyUI nor mediapipe."""
 
-from . import check, crop, folders, model, parse, preview, region, sample, save, synthesis, target
+from . import check, crop, folders, model, parse, preview, region, sample, save, synthesis, target, terms
 
-_STEPS = (model, parse, crop, region, target, synthesis, sample, check, save, preview)
+_STEPS = (model, parse, crop, region, target, synthesis, sample, terms, check, save, preview)
 _NODES = tuple(node for step in _STEPS for node in step.NODES)
 
 NODE_CLASS_MAPPINGS = {f"FaceAnon_{node.__name__}": node for node in _NODES}

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.latent_formats
@@ -35,10 +36,37 @@ from ..faceanon_core import diffusion
 from ..faceanon_core.attributes import Attributes
 from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
+from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
+from ..faceanon_core.recognition import load_recognition as read_recognition
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
+from ..faceanon_core.semantic_parser import SegformerParser, load_segformer
+from ..faceanon_core.terms import IdentityTerm, PoseTerm
 from ..faceanon_core.vision_encoders import load_vision_encoder as read_vision_encoder
 from ..faceanon_core.weights import ASSETS
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """A term that travels through a GUIDANCE socket beside the attributes'. `inputs` have a row for each source face."""
+
+    kind: type[IdentityTerm | PoseTerm]
+    network: Any  # ModelPatcher
+    method: str  # of the network, that the term calls
+    settings: TermSettings
+    inputs: tuple[Tensor, ...]
+
+    def first_face(self) -> TermSpec:
+        """The term for the first face alone."""
+        return replace(self, inputs=tuple(rows[:1] for rows in self.inputs))
+
+    def build(self) -> Term:
+        """Must be called outside inference mode, after the network is loaded."""
+        method, device = _Differentiable(self.network.model, self.method), self.network.load_device
+
+        def call(*images: Tensor) -> Tensor:
+            return method(*(image.to(device, torch.float32) for image in images))
+
+        return self.kind(SimpleNamespace(**{self.method: call}), self.settings, *(rows.clone() for rows in self.inputs))
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,12 @@ class GuidanceSpec:
     settings: GuidanceSettings
     decoder: Any = None  # a VAE other than the sampler's, or None
     region: Tensor | None = None  # (1 or faces,1,H,W), 1 = regenerate; for the tokens "region"
+    more: tuple[TermSpec, ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether any term has a strength."""
+        return self.settings.strength > 0 or any(term.settings.strength > 0 for term in self.more)
 
 
 # ---- the demo model ----
@@ -147,6 +181,30 @@ def load_vision_encoder(path: Path) -> Any:
     with torch.inference_mode(False):
         network = read_vision_encoder(path)
     return _patcher(network)
+
+
+def load_recognition(path: Path) -> Any:
+    """A RECOGNITION_NETWORK. Raises: WeightsError."""
+    with torch.inference_mode(False):
+        network = read_recognition(path)
+    return _patcher(network)
+
+
+class _ComfyParser:
+    """A FaceParser whose network ComfyUI's memory management moves."""
+
+    def __init__(self, parser: SegformerParser) -> None:
+        self.delivers = parser.delivers
+        self._parser, self._patcher = parser, _patcher(parser)
+
+    def parse(self, crop: Any, landmarks: Any) -> Any:
+        comfy.model_management.load_models_gpu([self._patcher])
+        return self._parser.parse(crop, landmarks)
+
+
+def load_face_parser(path: Path) -> Any:
+    """A FACE_PARSER. Raises: WeightsError."""
+    return _ComfyParser(load_segformer(path))
 
 
 def _patcher(network: torch.nn.Module) -> Any:
@@ -310,16 +368,27 @@ def _check_served(model: Any, vae: Any, noise: Tensor) -> None:
         )
 
 
+def add_identity(spec: GuidanceSpec, network: Any, settings: TermSettings, inputs: tuple[Tensor, ...]) -> GuidanceSpec:
+    """`spec` and a push away from the identity of the source faces; `inputs` as `IdentityTerm` takes them."""
+    return replace(spec, more=(*spec.more, TermSpec(IdentityTerm, network, "embed", settings, inputs)))
+
+
+def add_pose(spec: GuidanceSpec, encoder: Any, settings: TermSettings, inputs: tuple[Tensor, ...]) -> GuidanceSpec:
+    """`spec` and a hold on the pose of the source faces; `inputs` as `PoseTerm` takes them."""
+    return replace(spec, more=(*spec.more, TermSpec(PoseTerm, encoder, "find_landmarks", settings, inputs)))
+
+
 def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> CombinedGuidance:
     """Must be called outside inference mode, after every model is loaded."""
     vae = spec.decoder or vae
     images = [None if value is None else value.clone() for value in (spec.target, spec.source, spec.region)]
-    return CombinedGuidance(_decode(vae, model), [AttributeTerm(_ComfyEncoder(spec.encoder), spec.settings, *images)])
+    attributes = AttributeTerm(_ComfyEncoder(spec.encoder), spec.settings, *images)
+    return CombinedGuidance(_decode(vae, model), [attributes, *(term.build() for term in spec.more)])
 
 
 def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:
     """The models that must be loaded beside the U-Net."""
-    return [spec.encoder, (spec.decoder or vae).patcher]
+    return [spec.encoder, (spec.decoder or vae).patcher, *(term.network for term in spec.more)]
 
 
 class GuidedSampler(comfy.samplers.KSAMPLER):
@@ -328,12 +397,13 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
     def __init__(self, spec: GuidanceSpec, vae: Any) -> None:
         super().__init__(self._run)
         self.spec, self.vae = spec, vae
+        self.readout: list[dict[str, float]] = []  # sigma and losses of the last run's steps
 
     def sample(
         self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor,
         latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
     ) -> Tensor:  # fmt: skip
-        if self.spec.settings.strength > 0:
+        if self.spec.guided:
             # all at once, so that none of them, ControlNets included, pushes another out of a small card
             loaded = [*_loaded(model_wrap.inner_model), *getattr(model_wrap, "loaded_models", [])]
             comfy.model_management.load_models_gpu([*_helpers(self.spec, self.vae), *loaded])
@@ -345,13 +415,14 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
     def _run(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool, **_: Any) -> Tensor:
         base = model.inner_model.inner_model
         _check_served(base, self.spec.decoder or self.vae, x)  # at strength 0 as well: a flow model needs another step
-        guided = self.spec.settings.strength > 0
-        guidance = _build_guidance(self.spec, self.vae, base) if guided else None
+        guidance = _build_guidance(self.spec, self.vae, base) if self.spec.guided else None
+        self.readout = []
         people = _equal_rows(model.noise)
         noise = comfy.samplers.k_diffusion_sampling.default_noise_sampler(x[: max(people) + 1], seed=extra_args.get("seed"))
 
         def on_step(step: Step) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
+            self.readout.append({"sigma": step.sigma, **step.losses})
             if callback is not None:
                 callback({"i": step.index, "denoised": step.denoised, "x": x})
 
@@ -387,7 +458,7 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
 
     x_next = ... - sigma_up * g equals changing `denoised` by sigma_up * g / (1 - sigma_down / sigma).
     """
-    if spec.settings.strength == 0:
+    if not spec.guided:
         return model
     patched = model.clone()
     patched.set_additional_models("faceanon_guidance", _helpers(spec, vae))

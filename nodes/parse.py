@@ -1,4 +1,4 @@
-"""Find the faces of every picture in a batch."""
+"""Find the faces of every picture in a batch, and load a parser for their regions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..faceanon_core.errors import AnonymizationError, NoFaceError, UnknownNameError
 from .convert import CATEGORY, check_count, one_by_one, to_pixels
-from .folders import model_folders
+from .folders import model_folders, weights_names, weights_path
 
 _ORDERS = ("largest first", "left to right", "top to bottom")
 
@@ -181,4 +181,26 @@ def _numbers(text: str, count: int) -> list[int]:
     return [number - 1 for number in wanted]
 
 
-NODES = (ParseFaces, SelectFaces, TrackFaces)
+class LoadFaceParser:
+    """A SegFormer the user brings, as FACE_PARSER."""
+
+    TITLE = "Load Face Parser"
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = ("FACE_PARSER",)
+    RETURN_NAMES = ("parser",)
+    DESCRIPTION = "A SegFormer trained on CelebAMask-HQ, for Region Mask: it also finds glasses, ears, hair, hat and neck."
+    SEARCH_ALIASES = ("face parsing", "segmentation", "SegFormer", "hair mask", "glasses")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tip = "model.safetensors in a folder of its own in models/faceanon, with its config.json beside it."
+        return {"required": {"file": (weights_names(), {"tooltip": tip})}}
+
+    def load(self, file: str) -> tuple[Any]:
+        from . import comfy_bridge
+
+        return (comfy_bridge.load_face_parser(weights_path(file)),)
+
+
+NODES = (ParseFaces, SelectFaces, TrackFaces, LoadFaceParser)

@@ -137,8 +137,9 @@ def _at_strength(guidance: Any, strength: float) -> Any:
     """The GUIDANCE of the first face alone, with another strength."""
     source = None if guidance.source is None else guidance.source[:1]
     region = None if guidance.region is None else guidance.region[:1]
+    more = tuple(term.first_face() for term in guidance.more)
     settings = replace(guidance.settings, strength=strength)
-    return replace(guidance, target=guidance.target[:1], source=source, region=region, settings=settings)
+    return replace(guidance, target=guidance.target[:1], source=source, region=region, settings=settings, more=more)
 
 
 NODES = (BeforeAfter, SeedStrengthSheet)

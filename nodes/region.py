@@ -25,7 +25,7 @@ class RegionMask:
     DESCRIPTION = (
         "The mask is what the model regenerates; the seam is the soft edge used by Stitch Faces. "
         "Left and right are the subject's own. Kept regions stay bit-identical. A mask painted by hand adds to the regions, "
-        "is subtracted from them, or limits them."
+        "is subtracted from them, or limits them. With a parser, glasses, ears, hair, hat and neck can be chosen as well."
     )
     SEARCH_ALIASES = ("inpaint mask", "keep eyes", "face parsing", "paint", "combine masks")
 
@@ -69,19 +69,30 @@ class RegionMask:
                         "intersect: regenerate only painted parts of the regions.",
                     },
                 ),
+                "parser": (
+                    "FACE_PARSER",
+                    {"tooltip": "From Load Face Parser: finds glasses, ears, hair, hat, neck. Empty: landmarks."},
+                ),
+                "also": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": 'More regions to regenerate that the parser finds: "glasses, hair, ears, hat, neck". '
+                        "Empty: none; glasses are kept.",
+                    },
+                ),
             },
         }
 
     def mask(
         self, crops: Any, keep: str, grow: float, feather: float, painted: Tensor | None = None,
-        combine: str = COMBINATIONS[0], **toggles: bool,
+        combine: str = COMBINATIONS[0], parser: Any = None, also: str = "", **toggles: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         from ..faceanon_core.parsing import LandmarkParser
 
-        parser = LandmarkParser()
+        parser = parser or LandmarkParser()
         wanted = tuple(name for name in _TOGGLES if toggles[name])
-        kept = tuple(part.strip() for part in keep.split(",") if part.strip())
-        choice = RegionChoice(wanted, kept, grow, feather)
+        choice = RegionChoice((*wanted, *_names(also)), _names(keep), grow, feather)
         masks = []
         for number, ((_, crop), hand) in enumerate(zip(crops, _painted(painted, combine, crops), strict=True), 1):
             try:
@@ -94,6 +105,10 @@ class RegionMask:
         pictures = torch.cat([crop.tensor for _, crop in crops]).permute(0, 2, 3, 1)  # BCHW -> BHWC
         red = torch.tensor([1.0, 0.2, 0.2])
         return core, seam, pictures * (1 - 0.5 * seam[..., None]) + 0.5 * seam[..., None] * red
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _painted(painted: Tensor | None, combine: str, crops: Any) -> list[PaintedMask | None]:

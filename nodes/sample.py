@@ -196,7 +196,8 @@ class GuidedSampler:
     TITLE = "Attribute-Guided Sampler"
     CATEGORY = CATEGORY
     FUNCTION = "sample"
-    RETURN_TYPES = ("LATENT",)
+    RETURN_TYPES = ("LATENT", "GUIDANCE_READOUT")
+    RETURN_NAMES = ("latent", "readout")
     DESCRIPTION = (
         "A KSampler that follows GUIDANCE. With strength 0 it equals KSampler with euler_ancestral bit for bit, "
         "except that all frames of a tracked person get the same noise at every step."
@@ -251,12 +252,12 @@ class GuidedSampler:
     def sample(
         self, model: Any, vae: Any, positive: Any, negative: Any, latent: Any, guidance: Any, seed: int, steps: int,
         cfg: float, scheduler: str, denoise: float,
-    ) -> tuple[Any]:  # fmt: skip
+    ) -> tuple[Any, Any]:  # fmt: skip
         from . import comfy_bridge
 
         sampler = comfy_bridge.guided_sampler(guidance, vae)
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
-        return (comfy_bridge.sample(model, sampler, sigmas, positive, negative, latent, seed, cfg),)
+        return comfy_bridge.sample(model, sampler, sigmas, positive, negative, latent, seed, cfg), sampler.readout
 
 
 class GuidedSamplerObject:

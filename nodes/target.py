@@ -57,9 +57,10 @@ class TargetFace:
     @classmethod
     def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
         """Answer for a workflow made with another gallery in our words, not the server's. None: the name is linked."""
-        if name in (None, AUTOMATIC) or name in gallery_index(target_galleries()):
+        known = sorted(gallery_index(target_galleries()))
+        if name in (None, AUTOMATIC, *known):
             return True
-        return f"there is no target named {name!r}; choose automatic or one of {', '.join(sorted(gallery_index(target_galleries())))}"
+        return f"there is no target named {name!r}; choose automatic or one of {', '.join(known)}"
 
     def pick(
         self, name: str, attributes: str = "", seed: int = 0, crops: Any = None, encoder: Any = None

@@ -5,16 +5,22 @@ Run with ComfyUI's own Python: `COMFYUI_DIR=... /path/to/comfyui/python -m pytes
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from comfyui_tools import run_node
+from comfyui_tools import run_node, run_stock_node
+from make_parser import draw_glasses
+from test_recognition import random_iresnet
+from test_semantic_parser import FOLDER as FACE_PARSER
 from test_vision_encoders import small_clip, small_dinov2
 
 pytestmark = pytest.mark.comfyui
@@ -54,8 +60,13 @@ def inputs(bridge: Any, demo: dict[str, Any]) -> dict[str, Any]:
 
 def sampled(inputs: dict[str, Any], **guidance: Any) -> torch.Tensor:
     (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "end": 1.0, **guidance})
-    latent, *_ = run_node("GuidedSampler", guidance=spec, **inputs["sampler"])
-    return latent["samples"].clone()
+    return run_sampler(inputs, spec)[0]
+
+
+def run_sampler(inputs: dict[str, Any], spec: Any) -> tuple[torch.Tensor, Any]:
+    """The LATENT's samples, and the readout."""
+    latent, readout = run_node("GuidedSampler", guidance=spec, **inputs["sampler"])
+    return latent["samples"].clone(), readout
 
 
 @pytest.mark.parametrize(("kind", "make"), [("clip_vision", small_clip), ("faceanon", small_dinov2)])
@@ -91,3 +102,81 @@ def test_tokens_of_the_region_need_the_mask_and_change_the_pull(inputs: Any) -> 
     assert not torch.allclose(sampled(inputs, tokens="region"), sampled(inputs), atol=0.05)
     everywhere = sampled(inputs, tokens="region", mask=torch.ones_like(inputs["guidance"]["mask"]))
     assert torch.allclose(everywhere, sampled(inputs, tokens="patches"), atol=1e-4)
+
+
+def test_a_parser_in_the_graph_gives_more_regions_and_keeps_glasses(models: Path, inputs: Any) -> None:
+    shutil.copytree(FACE_PARSER, models / "faceanon" / "face-parsing")
+    (parser,) = run_node("LoadFaceParser", file="faceanon/face-parsing/model.safetensors")
+    (index, crop), *_ = inputs["guidance"]["crops"]
+    pixels = crop.pixels.copy()
+    where = draw_glasses(pixels, crop.landmarks, 20)
+    crops = [(index, replace(crop, pixels=pixels))]
+    by_default, _, _ = run_node("RegionMask", crops=crops, parser=parser)
+    asked, _, _ = run_node("RegionMask", crops=crops, parser=parser, also="glasses")
+    assert by_default[0].numpy()[where].mean() < 0.3 and asked[0].numpy()[where].mean() > 0.9
+    assert torch.equal(by_default, run_node("RegionMask", crops=crops, parser=parser)[0])
+    for regions in ({"also": "hair"}, {"keep": "hair"}):
+        with pytest.raises(Exception, match="the active face parser cannot find hair; it finds eyeglasses"):
+            run_node("RegionMask", crops=crops, parser=parser, **regions)
+    with pytest.raises(Exception, match="cannot find eyeglasses"):
+        run_node("RegionMask", crops=crops, also="glasses")
+
+
+@pytest.fixture(scope="module")
+def terms(models: Path, demo: dict[str, Any]) -> dict[str, Any]:
+    """A term of each kind as its node's inputs, with a recognition network of random weights."""
+    torch.manual_seed(0)
+    save_file(random_iresnet((1, 1, 1, 1)), models / "faceanon" / "r.safetensors")
+    (network,) = run_node("LoadRecognition", file="faceanon/r.safetensors")
+    return {"AwayFromIdentity": {"network": network}, "HoldPose": {"encoder": demo["encoder"]}}
+
+
+@pytest.mark.parametrize(("node", "loss"), [("AwayFromIdentity", "identity"), ("HoldPose", "pose")])
+def test_a_term_acts_in_its_time_at_its_strength_and_leaves_no_trace(inputs: Any, terms: Any, node: str, loss: str) -> None:
+    (off,) = run_node("AttributeGuidance", **{**inputs["guidance"], "strength": 0.0})
+    plain, _ = run_sampler(inputs, off)
+
+    def with_term(**schedule: float) -> tuple[torch.Tensor, Any]:
+        (spec,) = run_node(node, guidance=off, crops=inputs["guidance"]["crops"], **terms[node], **schedule)
+        return run_sampler(inputs, spec)
+
+    first, readout = with_term(end=0.5)
+    assert [loss in step for step in readout] == [True, True, False, False]
+    assert not torch.allclose(first, plain, atol=0.02)
+    assert torch.equal(first, with_term(end=0.5)[0])
+    assert torch.equal(with_term(strength=0.0)[0], plain) and torch.equal(run_sampler(inputs, off)[0], plain)
+
+
+def test_terms_combine_and_the_chart_shows_them(inputs: Any, terms: Any) -> None:
+    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "end": 1.0, "away": 0.1})
+    alone = run_sampler(inputs, spec)[0]
+    for node, more in terms.items():
+        (spec,) = run_node(node, guidance=spec, crops=inputs["guidance"]["crops"], end=1.0, **more)
+    together, readout = run_sampler(inputs, spec)
+    assert not torch.allclose(alone, together, atol=0.02)
+    assert [set(step) for step in readout] == [{"sigma", "toward", "away", "identity", "pose"}] * 3 + [{"sigma"}]
+    (chart,) = run_node("GuidanceChart", readout=readout)
+    assert chart.shape == (1, 750, 768, 3)
+
+
+def test_a_stock_ksampler_follows_terms_as_well(inputs: Any, terms: Any) -> None:
+    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "strength": 0.0})
+    (spec,) = run_node("HoldPose", guidance=spec, crops=inputs["guidance"]["crops"], end=1.0, **terms["HoldPose"])
+    sampler = dict(inputs["sampler"])
+    (patched,) = run_node("ApplyGuidance", model=sampler["model"], vae=sampler.pop("vae"), guidance=spec)
+    settings = {"seed": 0, "cfg": 1.0, "sampler_name": "euler_ancestral", "scheduler": "sgm_uniform", "denoise": 1.0}
+    latent = {"latent_image": sampler.pop("latent")}
+    (stock,) = run_stock_node("KSampler", **{**sampler, "model": patched}, **latent, **settings)
+    assert torch.allclose(stock["samples"], run_sampler(inputs, spec)[0], atol=1e-2)
+
+
+def test_a_term_needs_the_network_and_the_faces_it_is_for(models: Path, inputs: Any, terms: Any) -> None:
+    small_clip(models / "faceanon" / "for_pose")
+    (encoder,) = run_node("LoadEncoder", file="faceanon/for_pose/model.safetensors")
+    (spec,) = run_node("AttributeGuidance", **inputs["guidance"])
+    crops = inputs["guidance"]["crops"]
+    with pytest.raises(Exception, match="finds no landmarks; connect the encoder of Load Demo Model"):
+        run_node("HoldPose", guidance=spec, crops=crops, encoder=encoder)
+    (two,) = run_node("HoldPose", guidance=spec, crops=[*crops, *crops], **terms["HoldPose"])
+    with pytest.raises(Exception, match="2 source faces but 1"):
+        run_sampler(inputs, two)

@@ -233,7 +233,7 @@ def _run_route(bridge: Any, route: str, setting: Setting, steps: int = 4) -> tor
     guidance = {"guidance": _spec(bridge, setting, setting.strength), "vae": setting.vae}
     if route == "GuidedSampler":
         inputs = {"model": setting.model, "latent": setting.latent, "seed": 3, "steps": steps}
-        (latent,) = run_node("GuidedSampler", **inputs, **cond, **guidance)
+        latent, _ = run_node("GuidedSampler", **inputs, **cond, **guidance)
     elif route == "SamplerCustomAdvanced":
         (sampler,) = run_node("GuidedSamplerObject", **guidance)
         (noise,) = run_stock_node("RandomNoise", noise_seed=3)

@@ -20,9 +20,10 @@ from faceanon_core.target import gallery_index
 NODES = load_pack().NODE_CLASS_MAPPINGS
 FROZEN = json.loads((ROOT / "tests" / "node_schema.json").read_text(encoding="utf-8"))
 # combos whose choices are what is there, not part of the schema
+_LOADERS = ("LoadEncoder", "LoadFaceParser", "LoadRecognition")
 FROM_FILES = {
-    ("FaceAnon_TargetFace", "name"), ("FaceAnon_LoadEncoder", "file"), ("FaceAnon_LoadFaceParser", "file"),
-    ("FaceAnon_LoadRecogniser", "network"),
+    ("FaceAnon_TargetFace", "name"), ("FaceAnon_LoadRecogniser", "network"),
+    *((f"FaceAnon_{loader}", "file") for loader in _LOADERS),
 }  # fmt: skip
 
 
