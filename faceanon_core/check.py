@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .crop import crop_face
 from .errors import AnonymizationError, ShapeError
-from .faces import Face, FaceDetector, Scan, Unfitted
+from .faces import Face, FaceDetector, Scan, Unfitted, is_same_face
 from .geometry import FACE_OVAL, FloatArray
 from .identity import Recogniser, Verdict, judge_face
 
@@ -51,12 +51,15 @@ def check_picture(
         source, result: (H, W, 3) uint8 RGB of one size.
         scan: what `detector` found in the source.
         recognisers: each must take source and result for different people, by its own limit.
+    Returns: also the faces that were found in the result alone, where nothing was seen to be changed in the source.
     Raises: ShapeError if the sizes differ.
     """
     if source.shape != result.shape:
         (height, width), (new_height, new_width) = source.shape[:2], result.shape[:2]
         raise ShapeError(f"the result is {new_width}x{new_height} but its source is {width}x{height}")
-    fitted = [_check_face(source, result, face, recognisers, detector) for face in scan.faces]
+    known = [face.box for face in scan.faces] + [lost.box for lost in scan.unfitted]
+    overlooked = [face for face in detector.detect(result) if not any(is_same_face(face.box, box) for box in known)]
+    fitted = [_check_face(source, result, face, recognisers, detector) for face in (*scan.faces, *overlooked)]
     return fitted + [_check_box(source, result, lost) for lost in scan.unfitted]
 
 

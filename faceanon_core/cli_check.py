@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .folder import NAMES, make_namer
 from .image import refuse_existing
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ def add_verbs(verbs: Any) -> None:
     calibrate.add_argument("--layout", choices=LAYOUT_NAMES, help="how the network wants its input, if it has no card yet")
     calibrate.add_argument("--overwrite", action="store_true", help="replace a card that is there already")
     calibrate.set_defaults(run=_run_calibrate)
+    verify = verbs.add_parser("verify", help="check a finished folder against its sources; exit code 0 only if it may leave")
+    verify.add_argument("sources", type=Path, help="folder of the original pictures")
+    verify.add_argument("results", type=Path, help="folder that faceanon anonymize wrote")
+    add_recognisers(verify)
+    verify.add_argument("--names", choices=NAMES, default="keep", help="as for anonymize; random: paired by their looks")
+    verify.add_argument("--name-key", type=Path, help="file with the key of --names hashed")
+    verify.add_argument("--allow-missing", action="store_true", help="a source without a result was held back on purpose")
+    verify.add_argument("-o", "--output", type=Path, help="report to write as FILE.json and FILE.txt; it names the sources")
+    verify.set_defaults(run=_run_verify)
 
 
 def add_recognisers(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +57,6 @@ def open_recognisers(options: argparse.Namespace) -> list[Recogniser]:
 
 
 def _run_calibrate(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from .calibration import calibrate
     from .identity import LAYOUTS, Card, Recogniser, card_path, card_text
 
@@ -59,10 +67,7 @@ def _run_calibrate(options: argparse.Namespace) -> int:
         refuse_existing(output)
     recogniser = Recogniser(options.network, Card(LAYOUTS[options.layout]) if options.layout else None)
 
-    def watch(paths: Iterable[Path]) -> Iterable[Path]:
-        return tqdm(paths, unit="picture", disable=None)
-
-    measured = calibrate(recogniser, options.faces, watch)
+    measured = calibrate(recogniser, options.faces, _show_progress)
     _write(output, card_text(measured.card))
     for rate, bound in measured.card.thresholds.items():
         _say(f"{rate:.1%} of {measured.card.measured['pairs']} pairs of different people are above {bound:.3f}")
@@ -74,8 +79,41 @@ def _run_calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_verify(options: argparse.Namespace) -> int:
+    from .verify import report_json, report_text, verify_folder
+
+    for folder in (options.sources, options.results):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder")
+    reports = [options.output.with_suffix(suffix) for suffix in (".json", ".txt")] if options.output else []
+    for path in reports:
+        refuse_existing(path)
+        if options.results.resolve() in path.resolve().parents:
+            raise InputError(f"the report names the sources, so it must not lie among the results; {path} does")
+    namer = make_namer(options.names, options.name_key)
+    recognisers = open_recognisers(options)
+    for recogniser in recognisers:
+        recogniser.set_limit(recogniser.limit(options.max_similarity))
+
+    report = verify_folder(
+        options.sources.resolve(), options.results.resolve(), recognisers,
+        None if options.names == "random" else namer, options.allow_missing, _show_progress,
+    )  # fmt: skip
+    for path, text in zip(reports, (report_json(report), report_text(report)), strict=False):
+        _write(path, text)
+    sys.stdout.write(report_text(report))
+    return 0 if report.passed else 1
+
+
+def _show_progress(paths: Iterable[Path]) -> Iterable[Path]:
+    from tqdm import tqdm
+
+    return tqdm(paths, unit="picture", disable=None)
+
+
 def _write(path: Path, text: str) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -122,7 +122,7 @@ class FaceDetector:
             elif proposal.score >= UNFITTED_SCORE:
                 unfitted.append(Unfitted(proposal.box, proposal.score))
         faces = _distinct(faces)
-        unfitted = [lost for lost in unfitted if not any(_same_face(lost.box, face.box) for face in faces)]
+        unfitted = [lost for lost in unfitted if not any(is_same_face(lost.box, face.box) for face in faces)]
         return Scan(sorted(faces, key=lambda f: -f.box.area), sorted(unfitted, key=lambda u: -u.box.area))
 
     def _proposals(self, image: NDArray[np.uint8]) -> list[_Proposal]:
@@ -143,7 +143,7 @@ class FaceDetector:
         found.sort(key=lambda proposal: -(proposal.score - TURNED_MALUS * (proposal.turn > 0)))
         kept: list[_Proposal] = []
         for proposal in found:
-            if not any(_same_face(proposal.box, other.box) for other in kept):
+            if not any(is_same_face(proposal.box, other.box) for other in kept):
                 kept.append(proposal)
         return kept
 
@@ -214,7 +214,8 @@ def _starts(length: int, side: int) -> list[int]:
     return [round(i * (length - side) / (count - 1)) for i in range(count)]
 
 
-def _same_face(a: Box, b: Box) -> bool:
+def is_same_face(a: Box, b: Box) -> bool:
+    """Whether two boxes share so much that they hold one face."""
     smaller = min(a.area, b.area)
     return smaller > 0 and a.intersection(b) / smaller > SAME_FACE_OVERLAP
 
@@ -223,7 +224,7 @@ def _distinct(faces: list[Face]) -> list[Face]:
     """Drop meshes that landed on the same face; the more confident one stays."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda f: -f.score):
-        if not any(_same_face(face.box, other.box) for other in kept):
+        if not any(is_same_face(face.box, other.box) for other in kept):
             kept.append(face)
     return kept
 

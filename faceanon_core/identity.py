@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,10 @@ class Recogniser:
                 "or give max-similarity"
             )
         return self.card.thresholds[CHECK_FAR]
+
+    def set_limit(self, max_similarity: float) -> None:
+        """Let up to this similarity pass, in place of the card's."""
+        self.card = replace(self.card, thresholds={CHECK_FAR: max_similarity})
 
     def _run(self, face: NDArray[np.uint8]) -> NDArray[np.float32]:
         layout = self.card.layout

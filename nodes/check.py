@@ -58,7 +58,7 @@ class LoadRecogniser:
         }
 
     def load(self, network: str, max_similarity: float, also: Any = ()) -> tuple[Any]:
-        from ..faceanon_core.identity import CHECK_FAR, Recogniser
+        from ..faceanon_core.identity import Recogniser
 
         if network == _NONE:
             raise WeightsError(
@@ -66,7 +66,7 @@ class LoadRecogniser:
             )
         recogniser = Recogniser(weights_path(network))
         if max_similarity != _CARD:
-            recogniser.card = replace(recogniser.card, thresholds={CHECK_FAR: max_similarity})
+            recogniser.set_limit(max_similarity)
         recogniser.limit()  # so that a missing card stops the graph here
         return ([*also, recogniser],)
 

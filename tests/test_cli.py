@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -304,3 +307,108 @@ def test_a_folder_cannot_be_written_below_a_regular_file(album, tmp_path: Path, 
     (tmp_path / "file").write_text("in the way")
     assert anonymize(album, tmp_path / "file" / "out") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+# names that tell nothing
+
+
+@pytest.fixture
+def small_album(photo, portrait_file, tmp_path: Path) -> Path:
+    """Two pictures with telling names, one of them in a folder."""
+    folder = tmp_path / "patients"
+    (folder / "ward").mkdir(parents=True)
+    shutil.copy(photo, folder / "alice.jpg")
+    shutil.copy(portrait_file, folder / "ward" / "bob.PNG")
+    return folder
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    (tmp_path / "key").write_bytes(b"0123456789abcdef\n")
+    return tmp_path / "key"
+
+
+def test_hashed_names_can_be_repeated_with_the_key_alone_and_a_run_resumes(small_album, key, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert anonymize(small_album, out, "--names", "hashed", "--name-key", key) == 0
+    expected = {
+        hmac.new(b"0123456789abcdef", name.encode(), "sha256").hexdigest()[:32] + suffix
+        for name, suffix in (("alice.jpg", ".jpg"), ("ward/bob.PNG", ".png"))
+    }
+    assert files_below(out) == {*expected, JOURNAL}
+    assert "alice" not in (out / JOURNAL).read_text()
+    written = {name: (out / name).stat().st_mtime_ns for name in expected}
+    assert anonymize(small_album, out, "--names", "hashed", "--name-key", key) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in expected} == written
+
+
+def test_random_names_tell_nothing_and_need_a_new_folder(small_album, photo, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert anonymize(small_album, out, "--names", "random") == 0
+    names = files_below(out) - {JOURNAL}
+    assert len(names) == 2 and all(re.fullmatch(r"[0-9a-f]{32}\.(jpg|png)", name) for name in names)
+    assert "alice" not in (out / JOURNAL).read_text()
+    assert anonymize(small_album, out, "--names", "random") == 2
+    assert "is not empty, and random names cannot tell what is done" in capsys.readouterr().err
+    assert anonymize(photo, tmp_path / "single", "--names", "random") == 0
+    assert "photo.jpg" not in files_below(tmp_path / "single")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--names", "hashed"], "hashed names need a key"),
+        (["--name-key", "key"], "hashed names need a key, and only they do"),
+        (["--names", "hashed", "--name-key", "missing"], "the key missing cannot be read"),
+        (["--names", "hashed", "--name-key", "short"], "has 5 bytes and would be guessed"),
+    ],
+)
+def test_a_key_that_is_missing_or_weak_is_refused(
+    small_album, key, tmp_path: Path, monkeypatch, capsys, words, message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short").write_text("12345")
+    assert anonymize(small_album, tmp_path / "out", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_of_another_style_needs_a_folder(photo, tmp_path: Path, capsys) -> None:
+    assert anonymize(photo, tmp_path / "out.png", "--names", "random") == 2
+    assert "random names need a folder as output" in capsys.readouterr().err
+
+
+# nothing half written is left
+
+
+def test_what_a_killed_run_left_half_written_is_removed_by_the_next(small_album, tmp_path: Path) -> None:
+    left = tmp_path / "out" / "ward" / ".faceanon-123-abcd.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a picture")
+    assert anonymize(small_album, tmp_path / "out") == 0
+    assert files_below(tmp_path / "out") == {"alice.jpg", "ward/bob.PNG", JOURNAL}
+
+
+STOPPED = """
+import os, pathlib, signal, sys
+from faceanon_core import cli, image
+def stop(self, target):
+    os.kill(os.getpid(), {signal})
+    raise SystemExit("not reached")
+pathlib.Path.replace = stop
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_run_stopped_while_it_writes_leaves_nothing_half_written(photo, tmp_path: Path, name: str) -> None:
+    code = STOPPED.format(signal=f"signal.{name}")
+    command = [sys.executable, "-c", code, "anonymize", str(photo), "-o", str(tmp_path / "out" / "a.jpg"), "--steps", "1"]
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(temp)}
+    )
+    assert done.returncode == 1 and "stopped; run the same command again" in done.stderr
+    assert files_below(tmp_path / "out") == set() and files_below(temp) == set()

@@ -15,6 +15,7 @@ from faceanon_core.image import SUFFIXES, load_picture, save_picture
 from faceanon_core.metadata import find_metadata
 
 SECRET = "Alice-at-home"
+BESIDE = "data beside the picture"
 XMP = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><dc:creator>{SECRET}</dc:creator></x:xmpmeta>'
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -119,7 +120,7 @@ PLANTED: dict[str, tuple[str, Plant, set[str]]] = {
         {"XMP", "colour profile"},
     ),
     "webp unheard of": (".webp", lambda p, f: (p.save(f), with_webp_chunk(f, b"NOTE", SECRET.encode())), {"chunk NOTE"}),
-    "tiff exif and place": (".tif", lambda p, f: p.save(f, exif=exif().tobytes()), {"GPS", "tag Artist"}),
+    "tiff exif and place": (".tif", lambda p, f: p.save(f, exif=exif().tobytes()), {"GPS", "tag Artist", BESIDE}),
     "tiff xmp, iptc and text": (
         ".tiff",
         lambda p, f: p.save(f, tiffinfo=tiff_tags(_700=XMP.encode(), _33723=SECRET.encode(), _270=SECRET)),
@@ -131,7 +132,7 @@ PLANTED: dict[str, tuple[str, Plant, set[str]]] = {
         lambda p, f: p.save(f, save_all=True, append_images=[p.resize((64, 64))]),
         {"further pictures"},
     ),
-    "tiff trailer": (".tif", lambda p, f: (p.save(f), after(f, SECRET.encode() * 9)), {"data beside the picture"}),
+    "tiff trailer": (".tif", lambda p, f: (p.save(f), after(f, SECRET.encode() * 9)), {BESIDE}),
     "bmp trailer": (".bmp", lambda p, f: (p.save(f), after(f, SECRET.encode())), {"data after the picture's end"}),
 }
 

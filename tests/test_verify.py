@@ -1,0 +1,159 @@
+"""`faceanon verify`: a good folder passes, and each thing that must not leave is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from faceanon_core import cli
+from faceanon_core.folder import JOURNAL, make_namer
+from faceanon_core.image import load_picture
+from faceanon_core.pipeline import Anonymizer, Settings, redact_face
+
+KEY = b"0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def made(anonymizer: Anonymizer, astronaut, portrait, tmp_path_factory) -> Path:
+    """sources/ and results/: a portrait and, in a subfolder, a larger picture whose face was covered."""
+    folder = tmp_path_factory.mktemp("made")
+    for part in ("sources/trip", "results/trip"):
+        (folder / part).mkdir(parents=True)
+    Image.fromarray(portrait).save(folder / "sources" / "a.png")
+    Image.fromarray(astronaut).save(folder / "sources" / "trip" / "b.jpg", quality=95)
+    new = anonymizer.anonymize(portrait, Settings(steps=4)).pixels
+    Image.fromarray(new).save(folder / "results" / "a.png")
+    (face,) = anonymizer.detector.detect(astronaut)
+    Image.fromarray(redact_face(astronaut, face)).save(folder / "results" / "trip" / "b.jpg", quality=95)
+    (folder / "results" / JOURNAL).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def album(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "album")
+    return tmp_path / "album"
+
+
+def verify(album: Path, *words: object) -> int:
+    return cli.main(["verify", str(album / "sources"), str(album / "results"), *map(str, words)])
+
+
+def test_a_good_folder_passes_and_the_reports_are_written(album: Path, capsys) -> None:
+    assert verify(album, "-o", album / "report.json") == 0
+    said = capsys.readouterr().out
+    assert "2 sources, 2 faces: passed" in said and "no recogniser was named" in said
+    report = json.loads((album / "report.json").read_text())
+    assert report["passed"] and [p["result"] for p in report["pictures"]] == ["a.png", "trip/b.jpg"]
+    assert all(face["likeness"] < 0.8 and face["problem"] == "" for p in report["pictures"] for face in p["faces"])
+    assert (album / "report.txt").read_text() == said
+    assert verify(album, "-o", album / "report.json") == 2  # never overwritten
+    assert verify(album, "-o", album / "results" / "report.json") == 2  # it names the sources
+
+
+def recompressed(album: Path) -> None:
+    darker = (load_picture(album / "sources" / "a.png").pixels * 0.8).astype(np.uint8)
+    Image.fromarray(cv2.GaussianBlur(darker, (0, 0), 0.8)).save(album / "results" / "a.png")
+
+
+def swapped(album: Path) -> None:
+    shutil.copy(album / "sources" / "a.png", album / "results" / "trip" / "b.jpg")
+
+
+def another_size(album: Path) -> None:
+    Image.fromarray(load_picture(album / "results" / "a.png").pixels[:200]).save(album / "results" / "a.png")
+
+
+def with_exif(album: Path) -> None:
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (52.0, 31.0, 0.0)}
+    picture = album / "results" / "trip" / "b.jpg"
+    Image.open(picture).save(picture, exif=exif, quality=95)
+
+
+def overlooked(album: Path) -> None:
+    """A second face, in both pictures as it is, that hides from the detector in the source."""
+    after = load_picture(album / "results" / "a.png").pixels
+    new = np.hstack([after, load_picture(album / "sources" / "a.png").pixels])
+    Image.fromarray(new).save(album / "results" / "a.png")
+    Image.fromarray(np.hstack([load_picture(album / "sources" / "a.png").pixels] * 2)).save(album / "sources" / "a.png")
+
+
+PLANTED = {
+    "the source itself": (lambda album: shutil.copy(album / "sources" / "a.png", album / "results" / "a.png"), "near copy"),
+    "a disguised copy": (recompressed, "a.png: face near x"),
+    "another source": (swapped, "trip/b.jpg: it is pixel for pixel the source a.png"),
+    "another size": (another_size, "the result is 220x200 but its source is 220x220"),
+    "metadata": (with_exif, "trip/b.jpg: the file holds EXIF"),
+    "a face left beside": (overlooked, "near copy"),
+    "a lost result": (lambda album: (album / "results" / "a.png").unlink(), "a.png: it has no result"),
+    "a broken result": (lambda album: (album / "results" / "a.png").write_bytes(b"\x89PNG"), "a.png: the file holds"),
+    "a stray picture": (
+        lambda album: shutil.copy(album / "sources" / "a.png", album / "results" / "left.png"),
+        "left.png: comes from no source",
+    ),
+    "a leftover": (
+        lambda album: (album / "results" / ".faceanon-1-ab.partial").write_bytes(b"half"),
+        ".faceanon-1-ab.partial: comes from no source",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_must_not_leave_is_named_and_exits_with_1(album: Path, capsys, what: str) -> None:
+    plant, message = PLANTED[what]
+    plant(album)
+    assert verify(album) == 1
+    said = capsys.readouterr().out
+    assert message in said and "FAILED" in said.splitlines()[-1]
+
+
+def test_a_source_without_a_face_has_nothing_to_prove_its_result(album: Path, coffee, capsys) -> None:
+    for part in ("sources", "results"):
+        Image.fromarray(coffee).save(album / part / "cup.png")
+    assert verify(album) == 1
+    assert "cup.png: no face was found in it, so nothing could be checked" in capsys.readouterr().out
+
+
+def test_pictures_held_back_on_purpose_are_named_but_no_problem(album: Path, capsys) -> None:
+    (album / "results" / "a.png").unlink()
+    assert verify(album, "--allow-missing") == 0
+    assert "without a result: a.png" in capsys.readouterr().out
+
+
+def test_hashed_names_are_paired_by_the_key_and_random_ones_by_their_looks(album: Path, capsys) -> None:
+    (album / "key").write_bytes(KEY)
+    for style, key in (("hashed", album / "key"), ("random", None)):
+        namer = make_namer(style, key)
+        (album / "named").mkdir()
+        for name in ("a.png", "trip/b.jpg"):
+            shutil.copy(album / "results" / name, album / "named" / namer(name))
+        words = [album / "sources", album / "named", "--names", style, *(["--name-key", key] if key else [])]
+        assert cli.main(["verify", *map(str, words)]) == 0, style
+        (album / "key").write_bytes(KEY[::-1])  # another key pairs nothing
+        if key:
+            assert cli.main(["verify", *map(str, words)]) == 1
+        shutil.rmtree(album / "named")
+
+
+@pytest.mark.faces
+def test_a_recogniser_must_take_every_face_for_another_person(album: Path, network: Path, capsys) -> None:
+    assert verify(album, "--recogniser", network, "--max-similarity", 1) == 0
+    assert "recognisers: MobileFaceNet (at most 1.00)" in capsys.readouterr().out
+    assert verify(album, "--recogniser", network, "--max-similarity", -1) == 1
+    assert "MobileFaceNet takes it for the same person" in capsys.readouterr().out
+    assert verify(album, "--recogniser", network) == 2  # it has no card here
+
+
+def test_folders_that_are_none_are_refused(album: Path, capsys) -> None:
+    assert cli.main(["verify", str(album / "none"), str(album / "results")]) == 2
+    shutil.rmtree(album / "sources")
+    (album / "sources").mkdir()
+    assert verify(album) == 2
+    assert "holds no pictures" in capsys.readouterr().err
