@@ -43,10 +43,11 @@ def run(options: argparse.Namespace) -> int:
     Raises: InputError for folders that do not fit, a lacking package, or nothing to measure.
     """
     _check(options)
+    from ..leakage import FILE
     from .attacks import Bench, run_attack
     from .harness import Gallery, find_thresholds
     from .page import write_page
-    from .tables import write_tables
+    from .tables import leakage_table, write_tables
 
     networks = {path.stem: path for path in options.recogniser}
     observer = _observer(networks, options)
@@ -64,6 +65,9 @@ def run(options: argparse.Namespace) -> int:
     write_rows(rows, options.output / "rows.csv")
     (options.output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     write_tables(figures, options.output / "tables.md")
+    if "regions" in figures["attacks"]:
+        leakage = json.dumps(leakage_table(figures["attacks"]["regions"]), indent=1)
+        (options.output / FILE).write_text(leakage + "\n", "utf-8")
     write_page(figures, rows, methods, gallery, options.output / "report.html")
     return 0
 

@@ -216,7 +216,7 @@ def identity_figures(own: list[float], ranks: list[int], bounds: dict[float, Thr
 
 def share_of(flags: Iterable[bool]) -> dict[str, float]:
     """Share of true values with its interval, see `share_with_interval`."""
-    values = list(flags)
+    values = [bool(flag) for flag in flags]
     return share_with_interval(sum(values), len(values))
 
 
