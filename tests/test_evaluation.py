@@ -86,7 +86,7 @@ def gallery(root, observer) -> Gallery:
 
 @pytest.fixture(scope="module")
 def thresholds(gallery) -> dict[str, Any]:
-    return {NETWORK: find_thresholds(gallery, NETWORK, None)}
+    return {NETWORK: find_thresholds(gallery, NETWORK, {})}
 
 
 def measured(
@@ -212,7 +212,7 @@ def test_every_face_of_a_group_is_a_row_of_its_own(observer, two_faces, astronau
     covered = two_faces.copy()
     small = observer.detector.detect(two_faces)[1]
     Image.fromarray(redact_face(covered, small)).save(tmp_path / "group.jpg", quality=95)
-    bounds = {NETWORK: find_thresholds(group, NETWORK, None)}
+    bounds = {NETWORK: find_thresholds(group, NETWORK, {})}
     rows, _ = measured(find_results(tmp_path, group.names), group, observer, bounds)
     assert [(row["face"], row["detected"]) for row in rows] == [(1, True), (2, False)]
 
@@ -271,15 +271,10 @@ def test_covers_change_the_face_and_nothing_else(astronaut, face) -> None:
         assert not changed[~touched].any()
 
 
-def test_thresholds_come_from_the_card_where_it_has_them(gallery, tmp_path: Path) -> None:
-    card = tmp_path / "net.json"
-    card.write_text(json.dumps({"thresholds": {"0.01": 0.25}}))
-    found = find_thresholds(gallery, NETWORK, card)
-    assert (found[0.01].value, found[0.01].origin) == (0.25, "calibration card net.json")
+def test_calibrated_thresholds_come_first_and_the_others_say_what_they_rest_on(gallery) -> None:
+    found = find_thresholds(gallery, NETWORK, {0.01: 0.25})
+    assert (found[0.01].value, found[0.01].origin) == (0.25, "the network's calibration card")
     assert found[0.001].origin == "15 pairs of different sources, too few for this rate: take it as a rough bound"
-    card.write_text('{"limits": 3}')
-    with pytest.raises(InputError, match=r"net\.json is no calibration card"):
-        find_thresholds(gallery, NETWORK, card)
 
 
 @pytest.fixture(scope="module")
@@ -406,10 +401,7 @@ def test_files_that_are_no_feature_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.faces
-def test_the_command_measures_a_folder_and_a_second_run_gives_the_same(root, shared_faces, tmp_path: Path) -> None:
-    network = shared_faces.parent / "models" / "MobileFaceNet.onnx"
-    if not network.is_file():
-        pytest.skip(f"{network} is missing")
+def test_the_command_measures_a_folder_and_a_second_run_gives_the_same(root, network, tmp_path: Path) -> None:
     for path in sorted(root.glob("*.jpg"))[:3]:
         mirrored = np.asarray(Image.open(path))[:, ::-1]
         (tmp_path / "results").mkdir(exist_ok=True)
