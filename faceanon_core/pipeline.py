@@ -6,6 +6,7 @@ covered by a solid fill, as the policy says.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -28,6 +29,7 @@ from .geometry import Box
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .identity import Recogniser, Verdict, judge_face
 from .image import load_picture
+from .leakage import kept_region_warning
 from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import change_proportions
@@ -38,6 +40,8 @@ from .sketch import face_sketch, hide_face
 from .target import Target, choose_target, fitting_attributes, gallery_target, source_attributes, target_from_pixels
 from .terms import IdentityTerm, PoseTerm
 from .weights import ASSETS, GALLERY
+
+log = logging.getLogger(__name__)
 
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
@@ -157,6 +161,7 @@ class Anonymizer:
         self._guide = guide.to(device) if isinstance(guide, nn.Module) else guide
         self._recognition = recognition.to(device) if recognition is not None else None
         self._named: dict[str, Target] = {}  # targets the user named, read once
+        self._warned: set[RegionChoice] = set()
 
     @cached_property
     def model(self) -> DemoModel:
@@ -219,8 +224,16 @@ class Anonymizer:
             raise InputError("pushing away from the source's identity needs a recognition network; name its weights")
         region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
+        self._warn(settings.regions)
         if settings.target is not None:
             self._named_target(settings.target)
+
+    def _warn(self, choice: RegionChoice) -> None:
+        """Say once for each choice of regions what the kept ones tell."""
+        warning = kept_region_warning(choice)
+        if warning is not None and choice not in self._warned:
+            log.warning("%s", warning)
+            self._warned.add(choice)
 
     def find_target(self, settings: Settings, source: FaceCrop, seed: int, used: frozenset[str] = frozenset()) -> Target:
         """The target for one face: named, from a file, or the gallery face that fits what was asked and the source."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError
+from ..faceanon_core.leakage import kept_region_warning
 from ..faceanon_core.regions import COMBINATIONS, PaintedMask, RegionChoice, region_mask
 from .convert import CATEGORY, from_mask, match_batch
 
+log = logging.getLogger(__name__)
 _TOGGLES = ("skin", "nose", "left_eye", "right_eye", "left_brow", "right_brow", "inner_mouth", "upper_lip", "lower_lip")
 
 
@@ -93,6 +96,8 @@ class RegionMask:
         parser = parser or LandmarkParser()
         wanted = tuple(name for name in _TOGGLES if toggles[name])
         choice = RegionChoice((*wanted, *_names(also)), _names(keep), grow, feather)
+        if (warning := kept_region_warning(choice)) is not None:
+            log.warning("Region Mask: %s", warning)
         masks = []
         for number, ((_, crop), hand) in enumerate(zip(crops, _painted(painted, combine, crops), strict=True), 1):
             try:

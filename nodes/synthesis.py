@@ -85,7 +85,7 @@ class SynthesizeTarget:
         return {
             "required": {
                 "attributes": ("STRING", {"default": "", "tooltip": _ASKED + ". The last four only by other models."}),
-                "count": ("INT", {"default": 4, "min": 1, "max": 64, "tooltip": "How many candidates; of more, a better one."}),
+                "count": ("INT", {"default": 4, "min": 1, "max": 64, "tooltip": "How many candidates to choose among."}),
                 "seed": (
                     "INT",
                     {

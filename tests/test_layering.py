@@ -49,7 +49,10 @@ def test_the_core_never_imports_nodes_or_comfyui() -> None:
         ("mediapipe", {"faceanon_core/faces.py"}),
         ("diffusers", {"faceanon_core/diffusion.py", "faceanon_core/training/"}),
         ("transformers", {"faceanon_core/pretrained.py"}),
-        ("onnxruntime", {"faceanon_core/identity.py"}),
+        ("onnxruntime", {"faceanon_core/identity.py", "faceanon_core/evaluation/features.py"}),
+        ("torchmetrics", {"faceanon_core/evaluation/measures.py"}),
+        ("matplotlib", {"faceanon_core/evaluation/plots.py"}),
+        ("jinja2", {"faceanon_core/evaluation/page.py"}),
         ("skimage", {"faceanon_core/cli.py"}),
         ("folder_paths", {"nodes/folders.py"}),
         *((package, {"nodes/comfy_bridge.py"}) for package in sorted(COMFY - {"folder_paths"})),
@@ -92,7 +95,7 @@ def test_the_pack_loads_by_path_without_comfyui_or_mediapipe_whatever_its_folder
         link.symlink_to(ROOT, target_is_directory=True)
     except OSError as error:
         pytest.skip(f"no symbolic links here: {error}")
-    heavy = ["mediapipe", "diffusers", "skimage", "onnxruntime", "transformers"]
+    heavy = ["mediapipe", "diffusers", "skimage", "onnxruntime", "transformers", "torchmetrics", "matplotlib", "jinja2"]
     code = LOAD.format(root=str(link), missing=[*sorted(COMFY), *heavy])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

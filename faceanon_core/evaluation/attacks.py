@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..diffusion import DemoModel
 from ..errors import UnknownNameError
+from ..leakage import NOTHING
 from ..pipeline import Anonymizer
 from ..regions import RegionChoice
 from ..weights import ASSETS
@@ -177,7 +178,7 @@ def _late_start(workshop: Workshop, share: float) -> Method:
 
     class LateModel(DemoModel):
         def sigmas(self, steps: int) -> Tensor:
-            return super().sigmas(steps)[steps - round(steps * share) :]
+            return super().sigmas(steps)[steps - max(1, round(steps * share)) :]
 
     late = Anonymizer()
     late.__dict__.update(workshop.anonymizer.__dict__)
@@ -188,7 +189,7 @@ def _late_start(workshop: Workshop, share: float) -> Method:
 
 def regions(bench: Bench, methods: list[Method]) -> list[Figures]:
     """What a kept region tells: the default with each region kept."""
-    lines = [bench.line("nothing kept", _seeded(bench.workshop, 0))]
+    lines = [bench.line(NOTHING, _seeded(bench.workshop, 0))]
     for region in REGIONS:
         kept = replace(bench.workshop.settings, regions=RegionChoice(keep=(region,)))
         lines.append(bench.line(region, run_settings(f"keep {region}", kept, bench.workshop)))

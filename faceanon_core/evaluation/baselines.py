@@ -21,7 +21,7 @@ from ..errors import AnonymizationError, NoFaceError, UnknownNameError
 from ..faces import Face
 from ..image import Picture, load_picture, save_picture
 from ..pipeline import Anonymizer, Settings, redact_face, reference_settings
-from ..weights import ASSETS
+from ..weights import ASSETS, GALLERY
 from .harness import Method
 from .observe import file_hash
 
@@ -82,7 +82,7 @@ def run_settings(name: str, settings: Settings, workshop: Workshop) -> Method:
 
 def model_key() -> str:
     """Changes with the demo model's weights and its gallery."""
-    hashes = [file_hash(path) for path in sorted(ASSETS.rglob("*")) if path.suffix in (".safetensors", ".jpg", ".json")]
+    hashes = [file_hash(path) for path in sorted([*ASSETS.glob("*.safetensors"), *GALLERY.iterdir()])]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..identity import Recogniser
     from .attacks import Bench
     from .harness import Figures, Gallery, Method, Row
     from .observe import Observer
@@ -26,7 +27,9 @@ def add_evaluate(verbs: Any) -> None:
     parser.add_argument("sources", type=Path, help="folder of originals; each face is taken for another person")
     parser.add_argument("results", type=Path, nargs="?", help="folder of anonymized pictures under the sources' names")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for report, figures and what was made")
-    parser.add_argument("--recogniser", type=Path, nargs="+", required=True, help="ONNX face-recognition networks")
+    parser.add_argument(
+        "--recogniser", type=Path, nargs="+", action="extend", required=True, help="ONNX face-recognition networks"
+    )
     parser.add_argument(
         "--baselines", default="", help="also run, on the same pictures: blur,pixelate,solid,unguided,reference,default"
     )
@@ -43,15 +46,17 @@ def run(options: argparse.Namespace) -> int:
     Raises: InputError for folders that do not fit, a lacking package, or nothing to measure.
     """
     _check(options)
+    from ..identity import Recogniser
+    from ..leakage import FILE
     from .attacks import Bench, run_attack
     from .harness import Gallery, find_thresholds
     from .page import write_page
-    from .tables import write_tables
+    from .tables import leakage_table, write_tables
 
-    networks = {path.stem: path for path in options.recogniser}
-    observer = _observer(networks, options)
+    recognisers = [Recogniser(path) for path in options.recogniser]
+    observer = _observer(recognisers, options)
     gallery = Gallery(options.sources, observer)
-    thresholds = {name: find_thresholds(gallery, name, path.with_suffix(".json")) for name, path in networks.items()}
+    thresholds = {network.name: find_thresholds(gallery, network.name, network.card.thresholds) for network in recognisers}
     bench = Bench(_workshop(options, gallery, observer), gallery, observer, thresholds)
     methods = _methods(options, bench)
     rows: list[Row] = []
@@ -64,6 +69,9 @@ def run(options: argparse.Namespace) -> int:
     write_rows(rows, options.output / "rows.csv")
     (options.output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     write_tables(figures, options.output / "tables.md")
+    if "regions" in figures["attacks"]:
+        leakage = json.dumps(leakage_table(figures["attacks"]["regions"]), indent=1)
+        (options.output / FILE).write_text(leakage + "\n", "utf-8")
     write_page(figures, rows, methods, gallery, options.output / "report.html")
     return 0
 
@@ -99,18 +107,15 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _observer(networks: dict[str, Path], options: argparse.Namespace) -> Observer:
-    from ..identity import Recogniser
+def _observer(recognisers: list[Recogniser], options: argparse.Namespace) -> Observer:
     from .features import OnnxFeatures
-    from .observe import Observer, file_hash
+    from .observe import Observer
 
-    recognisers = {name: Recogniser(path) for name, path in networks.items()}
-    # ONNX keeps the weights of larger networks in a file of their own
-    files = {name: (path, path.with_name(path.name + ".data")) for name, path in networks.items()}
-    keys = {name: " ".join(file_hash(path) for path in parts if path.is_file()) for name, parts in files.items()}
     features = OnnxFeatures(options.features) if options.features is not None else None
     (options.output / _SEEN).mkdir(parents=True, exist_ok=True)
-    return Observer(recognisers, keys, options.output / _SEEN, features)
+    networks = {recogniser.name: recogniser for recogniser in recognisers}
+    keys = {recogniser.name: f"{recogniser.sha256} {recogniser.card.layout}" for recogniser in recognisers}
+    return Observer(networks, keys, options.output / _SEEN, features)
 
 
 def _workshop(options: argparse.Namespace, gallery: Gallery, observer: Observer) -> Any:

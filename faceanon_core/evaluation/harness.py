@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..image import SUFFIXES
+from ..image import SUFFIXES, list_pictures
 from . import measures
 from .measures import share_with_interval
 from .observe import Observer, Seen
@@ -58,7 +57,7 @@ class Gallery:
 
     def __init__(self, root: Path, observer: Observer) -> None:
         self.root = root
-        self.names = [path.relative_to(root).as_posix() for path in pictures_in(root)]
+        self.names = [path.relative_to(root).as_posix() for path in list_pictures(root)]
         bar = tqdm(self.names, desc="sources", unit="picture", disable=None)
         self._by_picture = {name: observer.sources(root / name) for name in bar}
         self.faces = [(name, number, seen) for name, faces in self._by_picture.items() for number, seen in enumerate(faces)]
@@ -79,14 +78,6 @@ class Gallery:
         return self._by_picture.get(name, [])
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Every picture below a folder, sorted. Raises: InputError if there is none."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    if not found:
-        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    return found
-
-
 def find_results(folder: Path, names: list[str]) -> Method:
     """The pictures in `folder` that have the relative names of sources, with any suffix.
 
@@ -104,31 +95,22 @@ def find_results(folder: Path, names: list[str]) -> Method:
     return Method(folder.name, found)
 
 
-def find_thresholds(gallery: Gallery, network: str, card: Path | None) -> dict[float, Threshold]:
-    """Thresholds at `FARS`: those of the calibration card where there is one, else of all pairs of sources.
+def find_thresholds(gallery: Gallery, network: str, calibrated: dict[float, float]) -> dict[float, Threshold]:
+    """Thresholds at `FARS`: calibrated ones where there are any, else of all pairs of sources.
 
     Args:
-        card: JSON as `faceanon calibrate` writes it, {"thresholds": {"0.01": x, "0.001": y}}.
-    Raises: InputError if the card cannot be read.
+        calibrated: similarities by rate of false accepts, from the network's card.
     """
-    stated = _read_card(card) if card is not None and card.is_file() else {}
     embeddings = gallery.embeddings(network)
     pairs = len(embeddings) * (len(embeddings) - 1) // 2
     found = {}
     for far in FARS:
-        if far in stated and card is not None:
-            found[far] = Threshold(stated[far], f"calibration card {card.name}")
+        if far in calibrated:
+            found[far] = Threshold(calibrated[far], "the network's calibration card")
             continue
         few = "" if pairs * far >= PAIRS_PER_ACCEPT else ", too few for this rate: take it as a rough bound"
         found[far] = Threshold(measures.threshold_at(embeddings, far), f"{pairs} pairs of different sources{few}")
     return found
-
-
-def _read_card(card: Path) -> dict[float, float]:
-    try:
-        return {float(far): float(value) for far, value in json.loads(card.read_text("utf-8"))["thresholds"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{card} is no calibration card; make it anew with faceanon calibrate or move it away") from error
 
 
 Thresholds = dict[str, dict[float, Threshold]]
@@ -216,7 +198,7 @@ def identity_figures(own: list[float], ranks: list[int], bounds: dict[float, Thr
 
 def share_of(flags: Iterable[bool]) -> dict[str, float]:
     """Share of true values with its interval, see `share_with_interval`."""
-    values = list(flags)
+    values = [bool(flag) for flag in flags]
     return share_with_interval(sum(values), len(values))
 
 

@@ -73,6 +73,21 @@ def write_tables(figures: Figures, path: Path) -> None:
     path.write_text("\n".join(parts), "utf-8")
 
 
+def leakage_table(lines: list[Figures]) -> dict[str, Any]:
+    """What `leakage.measured_leakage` reads, of the attack on kept regions and its first network."""
+    network = next(iter(lines[0]["identity"]))
+    kept = {}
+    for line in lines:
+        identity = line["identity"][network]
+        kept[line["label"]] = {
+            "similarity": round(identity["similarity"]["mean"], 3),
+            "found": identity["rank1"]["hits"],
+            "same_person": identity["same_person"]["0.01"]["hits"],
+        }
+    searched = lines[0]["identity"][network]["searched_among"]
+    return {"network": network, "faces": lines[0]["faces"], "searched_among": searched, "kept": kept}
+
+
 def say_share(share: dict[str, float] | None) -> str:
     """A share with its interval, as people read it: "2.1% (0.4 to 5.9), 3 of 144"."""
     if share is None or not share["of"]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..crop import FaceCrop
-from ..geometry import UprightFrame, inter_ocular
+from ..evaluation.measures import landmark_distance, threshold_at
+from ..geometry import UprightFrame
 from ..guidance import feature_distance
 from ..identity import Recogniser
 from ..pipeline import Anonymizer, Settings
@@ -128,7 +129,7 @@ def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results
     every = range(len(faces))
     sources = np.stack([recogniser.embed(faces.image(i), faces.landmarks[i]) for i in every])
     groups = np.array(["SFHQ" if "SFHQ" in record.source else "generated-faces" for record in faces.records])
-    thresholds = {group: _threshold(sources[groups == group]) for group in sorted(set(groups))}
+    thresholds = {group: threshold_at(sources[groups == group], 0.01) for group in sorted(set(groups))}
     found = [(i, r) for i, r in zip(indices, results, strict=True) if r.landmarks is not None]
     same, rank1, similarity, shift = [], [], [], []
     for i, result in found:
@@ -137,8 +138,7 @@ def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results
         similarity.append(float(scores[i]))
         same.append(float(scores[i]) > thresholds[groups[i]])
         rank1.append(int(scores.argmax()) == i)
-        source = faces.landmarks[i]
-        shift.append(float(np.linalg.norm(result.landmarks - source, axis=1).mean()) / inter_ocular(source))
+        shift.append(landmark_distance(faces.landmarks[i], result.landmarks))
     compared = [r.distances for r in results if r.distances is not None]
     return {
         "faces": len(indices),
@@ -154,12 +154,6 @@ def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results
         "guided_over_unguided_distance": round(float(np.mean([g / p for g, p in compared])), 3),
         "seconds_per_face": round(float(np.median([r.seconds for r in results])), 2),
     }
-
-
-def _threshold(embeddings: NDArray[np.float32]) -> float:
-    """Similarity that 1% of the pairs of different people exceed."""
-    scores = embeddings @ embeddings.T
-    return float(np.quantile(scores[np.triu_indices(len(scores), 1)], 0.99))
 
 
 def _share(values: list[bool]) -> float:
