@@ -32,7 +32,7 @@ def ui_to_api(workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str
         inputs: dict[str, Any] = {}
         for name, kind, options in declared_inputs(definitions[node["type"]]):
             if isinstance(kind, list) or kind in _WIDGET_TYPES:
-                inputs[name] = next(values)
+                inputs[name] = next(values, options.get("default"))  # as the editor, for inputs newer than the file
                 if any(options.get(extra) for extra in ("control_after_generate", "image_upload", "video_upload")):
                     next(values, None)  # the editor stores its own extra widget after these
             if name in linked:
