@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from make_checkpoints import write_vae_of_16_channels
 from pack import ROOT
 from workflow_tools import ui_to_api, write_twins
 
+from faceanon_core.metadata import find_metadata
 from faceanon_core.target import gallery_index
 
 pytestmark = pytest.mark.comfyui
@@ -46,7 +49,8 @@ class Server:
         for name in ("input", "output", "temp", "user", "custom_nodes"):
             (folder / name).mkdir()
         (folder / "custom_nodes" / "face-anon").symlink_to(ROOT)
-        (folder / "models" / "vae").mkdir(parents=True)
+        for name in ("vae", "faceanon"):
+            (folder / "models" / name).mkdir(parents=True)
         command = [
             PYTHON, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch",
             "--base-directory", str(folder),
@@ -479,9 +483,37 @@ def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> No
     assert server.run(prompt)["status"]["status_str"] == "success"
 
 
+def test_the_checked_workflow_saves_pixels_alone_leaves_no_copy_and_saves_nothing_when_the_check_fails(
+    server: Server, network: Path
+) -> None:
+    folder = server.folder / "models" / "faceanon"
+    for name in (network.name, network.name + ".data"):
+        shutil.copy(network.with_name(name), folder / name)
+    (folder / "MobileFaceNet.json").write_text('{"layout": "mobilefacenet", "thresholds": {"0.01": 0.9}}')
+    (file,) = (ROOT / "workflows").glob("9_check*.json")
+    prompt = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
+    _node(prompt, "RetrySampler").update(steps=2, tries=2)
+    for left in (server.folder / "temp").rglob("*.*"):  # of other tests
+        left.unlink()
+    inputs, outputs = _files(server.folder / "input"), _files(server.folder / "output")
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
+    assert "MobileFaceNet" in entry["outputs"][_id(prompt, "PreviewAny")]["text"][0]
+    (saved,) = _files(server.folder / "output") - outputs
+    assert find_metadata(saved) == [] and re.fullmatch(r"faceanon_[0-9a-f]{32}\.png", saved.name)
+    assert _files(server.folder / "temp") == set() and _files(server.folder / "input") == inputs
+    _node(prompt, "LoadRecogniser")["max_similarity"] = -0.99
+    assert "after 2 tries it still looks like the source" in _error(server.run(prompt))
+    assert _files(server.folder / "output") - outputs == {saved} and _files(server.folder / "temp") == set()
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
 def test_the_api_twins_of_all_workflows_are_written(server: Server, tmp_path: Path) -> None:
     twins = write_twins(f"http://127.0.0.1:{server.port}", tmp_path)
-    assert [twin.name[0] for twin in twins] == list("12345678")
+    assert [twin.name[0] for twin in twins] == list("123456789")
     assert json.loads(twins[0].read_text())["2"] == {"class_type": "LoadImage", "inputs": {"image": "portrait.png"}}
 
 
