@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 
 from ..diffusion import DemoModel, load_vae
@@ -37,7 +38,7 @@ STAGES = ("vae", "encoder", "proportions", "unet", "gallery", "install", "evalua
 def main() -> int:
     """Run the stages asked for. Returns: the exit code."""
     parser = argparse.ArgumentParser(prog="python -m faceanon_core.training", description=__doc__)
-    parser.add_argument("stage", choices=("all", *STAGES))
+    parser.add_argument("stage", choices=("all", *STAGES, "sources"), help="sources: the test faces as pictures")
     parser.add_argument("--faces", type=Path, required=True, help="folder with faces256.tar, landmarks.npz, metadata.csv")
     parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
@@ -111,9 +112,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 
+def _sources(options: argparse.Namespace) -> None:
+    """Write the test faces as pictures, for `faceanon evaluate`."""
+    faces, folder = FaceSet(options.faces, "test"), options.work / "sources"
+    folder.mkdir(exist_ok=True)
+    for i, record in enumerate(faces.records):
+        Image.fromarray(faces.image(i)).save(folder / f"{record.name}.png")
+
+
 _RUN = {
     "vae": _vae, "encoder": _encoder, "proportions": _proportions, "unet": _unet, "gallery": _gallery,
-    "install": _install, "evaluate": _evaluate,
+    "install": _install, "evaluate": _evaluate, "sources": _sources,
 }  # fmt: skip
 
 if __name__ == "__main__":
