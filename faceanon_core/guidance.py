@@ -20,6 +20,7 @@ from .errors import AnonymizationError, InputError
 
 Tokens = Literal["all", "class", "patches", "region"]
 CHUNK_PX = 512 * 512  # decoded pixels that are differentiated at once; a large VAE needs gigabytes for these
+REUSE = 4  # gradients four steps apart hardly differ (cosine 0.97), and each costs several steps
 _PX_PER_LATENT = 64  # the VAEs of SD 1.x, SD 2 and SDXL, and the demo model's: 8 by 8
 
 
@@ -54,6 +55,12 @@ class GuidanceSettings(TermSettings):
     away: float = 0.0  # w_dis: push away from the source's features
     tokens: Tokens = "all"  # which of the encoder's tokens are compared; "region": patches in the regenerated region
     normalise: bool = True  # scale the encoder's input its own way; the reference does not
+    reuse: int = REUSE  # guided steps that one gradient serves, of all terms together; 1 in the paper
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reuse < 1:
+            raise InputError(f"guidance reuse must be at least 1, got {self.reuse}")
 
 
 class Term(ABC):
@@ -121,11 +128,17 @@ class CombinedGuidance:
 
     Args:
         decode: D, latent (B, C, h, w) -> image (B, 3, H, W), about 0..1; differentiable.
+        reuse: guided steps in a row that one gradient serves.
         chunk_px: decoded pixels handled at once, at least one face; memory grows with it, the result stays the same.
     """
 
-    def __init__(self, decode: Callable[[Tensor], Tensor], terms: Sequence[Term], chunk_px: int = CHUNK_PX) -> None:
-        self.decode, self.terms, self.chunk_px = decode, terms, chunk_px
+    def __init__(
+        self, decode: Callable[[Tensor], Tensor], terms: Sequence[Term], reuse: int = 1, chunk_px: int = CHUNK_PX
+    ) -> None:
+        self.decode, self.terms, self.reuse, self.chunk_px = decode, terms, reuse, chunk_px
+        self._held: Tensor | None = None  # the last gradient
+        self._served = 0  # how many steps it served
+        self._progress = 0.0  # of the last of them
 
     def active(self, progress: float) -> bool:
         """Whether any term acts at this share 0..1 of the schedule."""
@@ -134,14 +147,24 @@ class CombinedGuidance:
     def gradient(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
         """g = d(sum of weight * loss)/d(denoised), METHOD.md; the model itself is not differentiated.
 
-        Faces do not depend on each other, so they are decoded and differentiated a few at a time.
+        Call it for the steps of one run in order: a gradient is computed for the first and for every `reuse`-th after it,
+        the steps between get the last one. Faces do not depend on each other, so they are decoded and differentiated a few at a time.
 
         Args:
             denoised: (B, C, h, w) predicted clean latent.
             progress: share 0..1 of the schedule; at least one term must be active there.
-        Returns: gradient of the same shape, and the mean losses for the readout.
+        Returns: gradient of the same shape, and the mean losses for the readout, empty where a gradient served again.
         Raises: InputError if a term was made for neither one face nor B; AnonymizationError if the gradient is not finite.
         """
+        readout: dict[str, float] = {}
+        going_on = self._held is not None and progress >= self._progress and self._held.shape == denoised.shape
+        if self._held is None or not going_on or self._served >= self.reuse:
+            self._held, readout = self._compute(denoised, progress)
+            self._served = 0
+        self._served, self._progress = self._served + 1, progress
+        return self._held, readout
+
+    def _compute(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
         terms = [term for term in self.terms if term.settings.active(progress)]
         _check_counts(terms, len(denoised))
         scale = max(term.weight for term in terms)  # weighed only relative to each other: a half-precision decoder's range

@@ -97,7 +97,7 @@ def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
     Args:
         unit_strength: the encoder's, divided out so that w_opt is 0.8 itself.
     """
-    guidance = GuidanceSettings(strength=0.8 / unit_strength, end=1.0, normalise=False)
+    guidance = GuidanceSettings(strength=0.8 / unit_strength, end=1.0, normalise=False, reuse=1)
     return Settings(guidance=guidance, steps=45, seed=seed, describe=False, same_seed=True)
 
 
@@ -109,7 +109,7 @@ class FaceReport:
     status: Status
     target: str | None = None
     reason: str = ""  # why it was redacted or kept
-    losses: list[dict[str, float]] = field(default_factory=list)  # one entry per guided step
+    losses: list[dict[str, float]] = field(default_factory=list)  # one entry per gradient of the guidance
     verdicts: list[Verdict] = field(default_factory=list)  # one per recogniser that checked it
 
     @property
@@ -274,7 +274,8 @@ class Anonymizer:
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
-        guidance = CombinedGuidance(model.decode_rough, self._terms(crop, mask, target, settings))
+        terms = self._terms(crop, mask, target, settings)
+        guidance = CombinedGuidance(model.decode_rough, terms, settings.guidance.reuse)
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()

@@ -383,7 +383,8 @@ def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> CombinedGuidanc
     vae = spec.decoder or vae
     images = [None if value is None else value.clone() for value in (spec.target, spec.source, spec.region)]
     attributes = AttributeTerm(_ComfyEncoder(spec.encoder), spec.settings, *images)
-    return CombinedGuidance(_decode(vae, model), [attributes, *(term.build() for term in spec.more)])
+    terms = [attributes, *(term.build() for term in spec.more)]
+    return CombinedGuidance(_decode(vae, model), terms, spec.settings.reuse)
 
 
 def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:

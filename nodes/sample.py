@@ -167,17 +167,26 @@ class AttributeGuidance:
                     {"tooltip": "A faster decoder for the guidance, e.g. TAESD. Empty: the sampler's own VAE."},
                 ),
                 "mask": ("MASK", {"tooltip": "From Region Mask: what is regenerated. Needed for the tokens region."}),
+                "reuse": (
+                    "INT",
+                    {
+                        "default": defaults.reuse,
+                        "min": 1,
+                        "max": 100,
+                        "tooltip": "Guided steps that one gradient serves. 1: a new one at each, as in the paper, and slow.",
+                    },
+                ),
             },
         }
 
     def build(
         self, encoder: Any, target: Any, strength: float, away: float, start: float, end: float, tokens: Any,
-        crops: Any = None, decoder: Any = None, mask: Tensor | None = None,
+        crops: Any = None, decoder: Any = None, mask: Tensor | None = None, reuse: int = GuidanceSettings.reuse,
     ) -> tuple[Any]:  # fmt: skip
         from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
 
-        settings = GuidanceSettings(strength=strength, away=away, start=start, end=end, tokens=tokens)
+        settings = GuidanceSettings(strength=strength, away=away, start=start, end=end, tokens=tokens, reuse=reuse)
         if away > 0 and crops is None:
             raise InputError("away pushes from the source's features, so connect crops, or set away to 0")
         if tokens == "region" and mask is None:

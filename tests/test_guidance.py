@@ -253,3 +253,25 @@ def test_tokens_of_the_region_need_the_region(anonymizer, target) -> None:
 def test_a_gradient_that_is_no_number_stops_the_run(anonymizer, latent, target) -> None:
     with pytest.raises(AnonymizationError, match="the guidance gradient is not finite"):
         guidance(anonymizer, SETTINGS, target).gradient(latent * torch.nan, 0.0)
+
+
+def test_one_gradient_serves_as_many_steps_as_asked_and_a_new_run_begins_with_its_own(anonymizer, crop) -> None:
+    decoded = []
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        decoded.append(latent)
+        return anonymizer.model.decode(latent)
+
+    term = AttributeTerm(anonymizer.encoder, GuidanceSettings(end=1.0), crop.tensor.flip(-1))
+    guidance = CombinedGuidance(decode, [term], reuse=3)
+    latents = [anonymizer.model.encode(crop.tensor) * (1 + 0.1 * k) for k in range(5)]
+    pulls = [guidance.gradient(latent, k / 5) for k, latent in enumerate(latents)]
+    assert [bool(readout) for _, readout in pulls] == [True, False, False, True, False] and len(decoded) == 2
+    assert torch.equal(pulls[0][0], pulls[2][0]) and not torch.equal(pulls[2][0], pulls[3][0])
+    again, readout = guidance.gradient(latents[4], 0.0)
+    assert readout and not torch.equal(again, pulls[4][0])
+
+
+def test_a_gradient_must_serve_a_step() -> None:
+    with pytest.raises(InputError, match="guidance reuse must be at least 1, got 0"):
+        GuidanceSettings(reuse=0)
