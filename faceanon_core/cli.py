@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="faceanon", description="Replace faces with faces of people who do not exist.")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
     verbs = parser.add_subparsers(
-        required=True, metavar="anonymize | verify | calibrate | evaluate | targets | synthesize | download | demo"
+        required=True,
+        metavar="anonymize | verify | calibrate | evaluate | targets | synthesize | download | benchmark | demo",
     )
     anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
     anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
@@ -69,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("-o", "--output", type=Path, help="folder (default: ~/.faceanon, or what FACEANON_MODELS names)")
     download.set_defaults(run=_run_download)
     add_evaluate(verbs)
+    benchmark = verbs.add_parser("benchmark", help="measure what guidance costs on this machine, as a table")
+    benchmark.add_argument(
+        "case", choices=("demo", "sd15"), help="the shipped model, or SD-1.5-shaped random weights, 512 px"
+    )
+    benchmark.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    benchmark.add_argument("--steps", type=int, default=20, help="of each image (default: 20; 5 has the same shares)")
+    benchmark.add_argument("--runs", type=int, default=3, help="of each way, in turn (default: 3)")
+    benchmark.set_defaults(run=_run_benchmark)
     demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
     demo.add_argument("-o", "--output", type=Path, default=Path("faceanon-demo.png"))
     _add_settings(demo)
@@ -164,6 +173,14 @@ def _run_download(options: argparse.Namespace) -> int:
     with tqdm(unit="B", unit_scale=True, disable=None) as bar:
         path = download(model, options.output or model_folder(), bar.update)
     _say(str(path), sys.stdout)
+    return 0
+
+
+def _run_benchmark(options: argparse.Namespace) -> int:
+    from .benchmark import benchmark
+
+    for line in benchmark(options.case, options.precision, options.steps, options.runs):
+        _say(line, sys.stdout)
     return 0
 
 

