@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+_SWITCHED_OFF = (2, 4)  # muted, bypassed; only nodes at the end of a graph are in our workflows
 _EDITOR_ONLY = {"MarkdownNote", "Note", "Reroute"}
 
 
@@ -25,7 +26,7 @@ def ui_to_api(workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str
     sources = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
-        if node["type"] in _EDITOR_ONLY:
+        if node["type"] in _EDITOR_ONLY or node.get("mode") in _SWITCHED_OFF:
             continue
         values = iter(node.get("widgets_values") or [])
         linked = {entry["name"]: entry["link"] for entry in node["inputs"] if entry.get("link") is not None}
