@@ -77,7 +77,7 @@ def region_mask(
     # a region of the face that was not asked for stays, though growth would reach into it
     unasked = labels_to_mask(labels, region_labels(("face",)) - wanted - kept)
     # growth beyond the face would leave a ring to regenerate around a face that is kept whole
-    regenerate = labels_to_mask(labels, wanted if wanted - kept else frozenset())
+    regenerate = labels_to_mask(labels, wanted - kept)  # a kept region does not grow: around kept skin nothing changes
     regenerate = grow_mask(regenerate, choice.grow_px * scale) * (1 - unasked)
     if painted is not None:
         regenerate, keep = _combine(regenerate, keep, painted)

@@ -75,6 +75,14 @@ def test_growth_does_not_reach_into_regions_that_were_not_asked_for(labels) -> N
     assert mask.seam[others].max() == 0
 
 
+def test_keeping_everything_but_the_nose_changes_nothing_around_the_face(labels) -> None:
+    kept = RegionChoice(keep=("skin", "eyes", "brows", "mouth"))
+    outside = torch.from_numpy(labels == INDEX["background"])
+    assert region_mask(labels, RegionChoice()).seam[0, 0][outside].any()
+    mask = region_mask(labels, kept)
+    assert not mask.seam[0, 0][outside].any() and mask.core[0, 0].any()
+
+
 def test_the_whole_face_grows_outward_into_the_background() -> None:
     tight = region_mask(square_map(), RegionChoice(grow_px=0, feather_px=0)).core
     grown = region_mask(square_map(), RegionChoice(grow_px=10, feather_px=0)).core
