@@ -137,6 +137,7 @@ class CombinedGuidance:
     ) -> None:
         self.decode, self.terms, self.reuse, self.chunk_px = decode, terms, reuse, chunk_px
         self._held: Tensor | None = None  # the last gradient
+        self._acting: list[Term] = []  # the terms it is of
         self._served = 0  # how many steps it served
         self._progress = 0.0  # of the last of them
 
@@ -148,8 +149,8 @@ class CombinedGuidance:
         """g = d(sum of weight * loss)/d(denoised), METHOD.md; the model itself is not differentiated.
 
         Call it for the steps of one run in order: a gradient is computed for the first and for every `reuse`-th after it,
-        the steps between get the last one. Faces do not depend on each other, so they are decoded and differentiated a few
-        at a time.
+        the steps between get the last one; and anew where a term begins or ends. Faces do not depend on each other, so they
+        are decoded and differentiated a few at a time.
 
         Args:
             denoised: (B, C, h, w) predicted clean latent.
@@ -158,15 +159,15 @@ class CombinedGuidance:
         Raises: InputError if a term was made for neither one face nor B; AnonymizationError if the gradient is not finite.
         """
         readout: dict[str, float] = {}
-        going_on = self._held is not None and progress >= self._progress and self._held.shape == denoised.shape
-        if self._held is None or not going_on or self._served >= self.reuse:
-            self._held, readout = self._compute(denoised, progress)
-            self._served = 0
+        terms = [term for term in self.terms if term.settings.active(progress)]
+        going_on = progress >= self._progress and terms == self._acting
+        if self._held is None or not going_on or self._held.shape != denoised.shape or self._served >= self.reuse:
+            self._held, readout = self._compute(denoised, terms)
+            self._served, self._acting = 0, terms
         self._served, self._progress = self._served + 1, progress
         return self._held, readout
 
-    def _compute(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
-        terms = [term for term in self.terms if term.settings.active(progress)]
+    def _compute(self, denoised: Tensor, terms: list[Term]) -> tuple[Tensor, dict[str, float]]:
         _check_counts(terms, len(denoised))
         scale = max(term.weight for term in terms)  # weighed only relative to each other: a half-precision decoder's range
         at_once = max(1, self.chunk_px // (denoised[0, 0].numel() * _PX_PER_LATENT))

@@ -59,7 +59,7 @@ def inputs(bridge: Any, demo: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampled(inputs: dict[str, Any], **guidance: Any) -> torch.Tensor:
-    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "end": 1.0, **guidance})
+    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "end": 1.0, "reuse": 1, **guidance})
     return run_sampler(inputs, spec)[0]
 
 
@@ -133,7 +133,7 @@ def terms(models: Path, demo: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("node", "loss"), [("AwayFromIdentity", "identity"), ("HoldPose", "pose")])
 def test_a_term_acts_in_its_time_at_its_strength_and_leaves_no_trace(inputs: Any, terms: Any, node: str, loss: str) -> None:
-    (off,) = run_node("AttributeGuidance", **{**inputs["guidance"], "strength": 0.0})
+    (off,) = run_node("AttributeGuidance", **{**inputs["guidance"], "strength": 0.0, "reuse": 1})
     plain, _ = run_sampler(inputs, off)
 
     def with_term(**schedule: float) -> tuple[torch.Tensor, Any]:
@@ -148,7 +148,7 @@ def test_a_term_acts_in_its_time_at_its_strength_and_leaves_no_trace(inputs: Any
 
 
 def test_terms_combine_and_the_chart_shows_them(inputs: Any, terms: Any) -> None:
-    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "end": 1.0, "away": 0.1})
+    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "end": 1.0, "away": 0.1, "reuse": 1})
     alone = run_sampler(inputs, spec)[0]
     for node, more in terms.items():
         (spec,) = run_node(node, guidance=spec, crops=inputs["guidance"]["crops"], end=1.0, **more)
@@ -160,7 +160,7 @@ def test_terms_combine_and_the_chart_shows_them(inputs: Any, terms: Any) -> None
 
 
 def test_a_stock_ksampler_follows_terms_as_well(inputs: Any, terms: Any) -> None:
-    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "strength": 0.0})
+    (spec,) = run_node("AttributeGuidance", **{**inputs["guidance"], "strength": 0.0, "reuse": 1})
     (spec,) = run_node("HoldPose", guidance=spec, crops=inputs["guidance"]["crops"], end=1.0, **terms["HoldPose"])
     sampler = dict(inputs["sampler"])
     (patched,) = run_node("ApplyGuidance", model=sampler["model"], vae=sampler.pop("vae"), guidance=spec)

@@ -18,7 +18,7 @@ from faceanon_core.errors import InputError
 from faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings, TermSettings
 from faceanon_core.pipeline import Settings
 from faceanon_core.recognition import RecognitionNetwork, alignment, load_recognition
-from faceanon_core.target import gallery_target
+from faceanon_core.target import gallery_index, gallery_target
 from faceanon_core.terms import IdentityTerm, PoseTerm, feature_shapes
 
 ALWAYS = TermSettings(end=1.0)
@@ -53,12 +53,12 @@ def test_following_the_identity_term_makes_a_stranger(anonymizer, network, crop,
 
 def test_a_stranger_is_not_pushed_any_further(anonymizer, network, crop) -> None:
     term = IdentityTerm(network, ALWAYS, crop.tensor, alignment(crop.landmarks)[None])
-    loss, parts = term.losses(gallery_target("goro").image)
+    loss, parts = term.losses(gallery_target(max(gallery_index())).image)
     assert float(loss) == max(0.0, float(parts["identity"]))
 
 
 def test_following_the_pose_term_comes_back_to_the_sources_features(anonymizer, crop, latent) -> None:
-    other = anonymizer.model.encode(gallery_target("anna").image)
+    other = anonymizer.model.encode(gallery_target(min(gallery_index())).image)
     term = PoseTerm(anonymizer.encoder, ALWAYS, crop.tensor)
     before, after = follow(CombinedGuidance(anonymizer.model.decode, [term]), other, steps=6)
     assert 0 < after["pose"] < 0.9 * before["pose"]
@@ -74,7 +74,7 @@ def test_places_and_sizes_of_features_are_free_but_their_shapes_are_not(anonymiz
 
 def test_terms_add_up(anonymizer, network, crop, latent) -> None:
     terms = [
-        AttributeTerm(anonymizer.encoder, GuidanceSettings(end=1.0), gallery_target("anna").image),
+        AttributeTerm(anonymizer.encoder, GuidanceSettings(end=1.0), gallery_target(min(gallery_index())).image),
         IdentityTerm(network, replace(ALWAYS, strength=0.5), crop.tensor, alignment(crop.landmarks)[None]),
         PoseTerm(anonymizer.encoder, replace(ALWAYS, strength=2.0), crop.tensor),
     ]
@@ -86,12 +86,22 @@ def test_terms_add_up(anonymizer, network, crop, latent) -> None:
 
 
 def test_each_term_acts_in_its_own_part_of_the_schedule(anonymizer, crop, latent) -> None:
-    early = AttributeTerm(anonymizer.encoder, GuidanceSettings(end=0.3), gallery_target("anna").image)
+    early = AttributeTerm(anonymizer.encoder, GuidanceSettings(end=0.3), gallery_target(min(gallery_index())).image)
     late = PoseTerm(anonymizer.encoder, TermSettings(start=0.5, end=1.0), crop.tensor)
     guidance = CombinedGuidance(anonymizer.model.decode, [early, late])
     assert [guidance.active(progress) for progress in (0.0, 0.3, 0.5, 0.9)] == [True, False, True, True]
     assert set(guidance.gradient(latent, 0.0)[1]) == {"toward"}
     assert set(guidance.gradient(latent, 0.7)[1]) == {"pose"}
+
+
+def test_a_gradient_that_serves_several_steps_is_new_where_a_term_begins_or_ends(anonymizer, crop, latent) -> None:
+    first = PoseTerm(anonymizer.encoder, TermSettings(end=0.6), crop.tensor)
+    second = AttributeTerm(
+        anonymizer.encoder, GuidanceSettings(start=0.3, end=1.0), gallery_target(min(gallery_index())).image
+    )
+    guidance = CombinedGuidance(anonymizer.model.decode, [first, second], reuse=100)
+    seen = [set(guidance.gradient(latent, progress)[1]) for progress in (0.0, 0.2, 0.3, 0.5, 0.6, 0.9)]
+    assert seen == [{"pose"}, set(), {"pose", "toward"}, set(), {"toward"}, set()]
 
 
 def test_the_default_settings_have_the_attribute_term_alone(anonymizer, crop) -> None:
