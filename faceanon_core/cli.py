@@ -95,6 +95,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-attributes", help="attributes taken from the source (default: expression,skin)")
     cli_targets.add_gallery(parser)
     parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
+    parser.add_argument(
+        "--tokens", choices=("all", "class", "patches", "region"),
+        help="what of the encoder's view is compared; region: patches in the new face only (default: all)",
+    )  # fmt: skip
     parser.add_argument("--strength", type=float, help="pull towards the target, 0 = none (default: 1)")
     parser.add_argument("--identity-network", type=Path, help="IResNet or MobileFaceNet weights to push off the source")
     parser.add_argument("--away-identity", type=float, help="how hard, 0 = not at all (default: 1 with --identity-network)")
@@ -130,6 +134,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     guidance, away = preset.guidance, options.away_identity
     if options.strength is not None:
         guidance = replace(guidance, strength=options.strength)
+    if options.tokens is not None:
+        guidance = replace(guidance, tokens=options.tokens)
     return replace(
         preset,
         regions=RegionChoice(regenerate=_names(options.regions), keep=_names(options.keep)),

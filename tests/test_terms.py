@@ -123,12 +123,13 @@ def test_terms_change_the_picture_from_the_command_line(
         ("away", ["--identity-network", str(mobilefacenet_file)]),
         ("off", ["--identity-network", str(mobilefacenet_file), "--away-identity", "0"]),
         ("pose", ["--hold-pose", "1"]),
+        ("region", ["--tokens", "region"]),
     ):
         out = tmp_path / f"{name}.png"
         assert main(["anonymize", str(portrait_file), "-o", str(out), "--steps", "3", "--seed", "6", *more]) == 0
         results.append(np.asarray(Image.open(out)))
-    plain, _, off, pose = results
-    assert np.array_equal(plain, off) and not np.array_equal(plain, pose)
+    plain, _, off, pose, region = results
+    assert np.array_equal(plain, off) and not np.array_equal(plain, pose) and not np.array_equal(plain, region)
 
 
 def test_the_chart_has_a_panel_for_every_loss_and_for_sigma() -> None:
