@@ -114,7 +114,7 @@ def test_the_gradient_reaches_the_image_and_agrees_with_finite_differences(farl,
 
 
 def test_strength_1_pulls_as_hard_as_with_the_demo_encoder(farl, anonymizer, crop) -> None:
-    assert comparable_strength(anonymizer.encoder) == pytest.approx(anonymizer.encoder.unit_strength, rel=0.1)
+    assert comparable_strength(anonymizer.encoder) == pytest.approx(anonymizer.encoder.unit_strength, rel=0.3)
     latent, target, norms = anonymizer.model.encode(crop.tensor), gallery_target(min(gallery_index())).image, []
     for encoder in (anonymizer.encoder, farl[1]):
         guidance = CombinedGuidance(anonymizer.model.decode, [AttributeTerm(encoder, GuidanceSettings(), target)])
