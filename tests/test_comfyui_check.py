@@ -73,7 +73,7 @@ def retry_inputs(bridge: Any, demo: dict[str, Any], portrait: torch.Tensor) -> d
 
 
 def load(bound: float = -1.0, **more: Any) -> Any:
-    return run_node("LoadRecogniser", network="MobileFaceNet.onnx", max_similarity=bound, **more)[0]
+    return run_node("LoadRecogniser", network="faceanon/MobileFaceNet.onnx", max_similarity=bound, **more)[0]
 
 
 # ---- recognisers ----
@@ -82,7 +82,7 @@ def load(bound: float = -1.0, **more: Any) -> Any:
 def test_a_recogniser_is_listed_loaded_with_its_card_and_joined_with_others(listed: Path) -> None:
     from faceanon_pack_under_test.nodes.check import LoadRecogniser
 
-    assert "MobileFaceNet.onnx" in LoadRecogniser.INPUT_TYPES()["required"]["network"][0]
+    assert "faceanon/MobileFaceNet.onnx" in LoadRecogniser.INPUT_TYPES()["required"]["network"][0]
     (one,) = load()
     assert one.limit() == 0.56
     assert [recogniser.limit() for recogniser in load(0.3, also=[one])] == [0.56, 0.3]
