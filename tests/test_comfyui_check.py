@@ -134,7 +134,7 @@ def test_one_try_equals_the_chain_of_nodes_it_replaces(listed: Path, retry_input
     shared = {name: given[name] for name in ("positive", "negative", "vae", "crops", "mask")}
     positive, negative, latent = run_node("InpaintFaces", **shared, seed=5)
     inputs = {"model": given["model"], "vae": given["vae"], "guidance": given["guidance"], "steps": given["steps"]}
-    (sampled,) = run_node("GuidedSampler", **inputs, positive=positive, negative=negative, latent=latent, seed=5)
+    sampled = run_node("GuidedSampler", **inputs, positive=positive, negative=negative, latent=latent, seed=5)[0]
     with torch.inference_mode():
         result = given["vae"].decode(sampled["samples"])
     (stitched,) = run_node("StitchFaces", image=given["image"], crops=given["crops"], result=result, seam=given["seam"])
