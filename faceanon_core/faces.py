@@ -22,6 +22,7 @@ from .checks import check_size
 from .errors import InputError, WeightsError
 from .geometry import LANDMARK_COUNT, Box, FloatArray, warp_square
 from .optional import OPTIONAL_MODELS, model_folder
+from .recall import SecondDetector
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,11 @@ class Face:
 
 @dataclass(frozen=True)
 class Unfitted:
-    """A confident detection no face mesh fits: a face that cannot be processed, so it must not be passed on unseen."""
+    """A face that was detected but cannot be processed, so it must not be passed on unseen; `reason` says why."""
 
     box: Box
     score: float
+    reason: str = "no face mesh fits it"
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,20 @@ class FaceDetector:
         min_score: proposals below this confidence are ignored, 0..1.
         task_file: `face_landmarker.task`, used instead of mediapipe's own models. None: the one that the environment
             variable FACEANON_FACE_LANDMARKER names, if any.
-        task_folders: where that file is looked for first if none is named and mediapipe has no models of its own; last in
-            `optional.model_folder`.
+        task_folders: where that file is looked for first if none is named and mediapipe has no models of its own, and the
+            second detector's; last in `optional.model_folder`.
+        cross_check: let a detector of another kind look for faces that mediapipe missed (`recall`).
     Raises: WeightsError if mediapipe needs a task file and there is none.
     """
 
-    def __init__(self, min_score: float = 0.5, task_file: Path | None = None, task_folders: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, min_score: float = 0.5, task_file: Path | None = None, task_folders: Sequence[Path] = (),
+        cross_check: bool = True,
+    ) -> None:  # fmt: skip
         self.min_score = min_score
-        self._backend = _open_backend(min_score, task_file, [*task_folders, model_folder()])
+        folders = [*task_folders, model_folder()]
+        self._backend = _open_backend(min_score, task_file, folders)
+        self._second = SecondDetector(folders) if cross_check else None
 
     def __enter__(self) -> FaceDetector:
         return self
@@ -101,7 +109,7 @@ class FaceDetector:
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         """The faces of `scan` alone, for callers that need landmarks and emit nothing."""
-        return self.scan(image).faces
+        return self._scan_once(image).faces
 
     def scan(self, image: NDArray[np.uint8]) -> Scan:
         """Find all faces, and the detections that look like faces but cannot be processed.
@@ -110,6 +118,20 @@ class FaceDetector:
             image: (H, W, 3) uint8 RGB, at least 64 px on the shorter side.
         Raises: InputError if the picture is no such array or too small or large.
         """
+        first = self._scan_once(image)
+        if self._second is None:
+            return first
+        known = [face.box for face in first.faces] + [lost.box for lost in first.unfitted]
+        reason = f"only {self._second.name} sees it"
+        missed = [
+            Unfitted(box, 1.0, reason)
+            for box in self._second.find(image)
+            if not any(is_same_face(box, other) for other in known)
+        ]
+        return Scan(first.faces, sorted([*first.unfitted, *missed], key=lambda lost: -lost.box.area))
+
+    def _scan_once(self, image: NDArray[np.uint8]) -> Scan:
+        """`scan` with mediapipe alone."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(f"a picture must be a (height, width, 3) uint8 RGB array, got {image.shape} {image.dtype}")
         check_size(image.shape[1], image.shape[0])

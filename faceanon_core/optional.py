@@ -36,6 +36,13 @@ OPTIONAL_MODELS = {
         "by Google, Apache-2.0",
         "face detection with a mediapipe newer than 0.10.21, which comes without models",
     ),
+    "yunet": OptionalModel(
+        "face_detection_yunet_2023mar.onnx",
+        "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx",
+        "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+        "by Shiqi Yu and others, MIT",
+        "a second opinion on where faces are, instead of OpenCV's cascade",
+    ),
 }
 
 

@@ -204,8 +204,8 @@ class Anonymizer:
             reports.append(report)
             used |= {report.target or ""}
         for index, lost in enumerate(scan.unfitted, len(scan.faces)):
-            no_mesh = AnonymizationError("no face mesh fits it")
-            output, report = _apply_policy(output, lost, index, count, settings.on_failure, no_mesh)
+            unfitted = AnonymizationError(lost.reason)
+            output, report = _apply_policy(output, lost, index, count, settings.on_failure, unfitted)
             reports.append(report)
         return Result(output, reports)
 

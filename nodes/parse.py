@@ -55,12 +55,14 @@ class ParseFaces:
         from ..faceanon_core.faces import FaceDetector
 
         pictures = to_pixels(image)
-        with FaceDetector(min_score, task_folders=model_folders()) as detector:
+        # in video frames Track Faces fills the gaps that a second detector would stop at
+        with FaceDetector(min_score, task_folders=model_folders(), cross_check=not allow_empty) as detector:
             scans = [detector.scan(pixels) for pixels in one_by_one(pictures)]
-        lost = sum(len(scan.unfitted) for scan in scans)
+        lost = [one for scan in scans for one in scan.unfitted]
         if lost:
+            reasons = " or ".join(sorted({one.reason for one in lost}))
             raise AnonymizationError(
-                f"{lost} faces were found that no face mesh fits, so they cannot be replaced; crop or cover them first"
+                f"{len(lost)} faces were found that cannot be replaced ({reasons}); crop or cover them first"
             )
         faces = [scan.faces for scan in scans]
         empty = [str(i + 1) for i, found in enumerate(faces) if not found]

@@ -73,7 +73,7 @@ def retry_inputs(bridge: Any, demo: dict[str, Any], portrait: torch.Tensor) -> d
 
 
 def load(bound: float = -1.0, **more: Any) -> Any:
-    return run_node("LoadRecogniser", network="MobileFaceNet.onnx", max_similarity=bound, **more)[0]
+    return run_node("LoadRecogniser", network="faceanon/MobileFaceNet.onnx", max_similarity=bound, **more)[0]
 
 
 # ---- recognisers ----
@@ -82,7 +82,7 @@ def load(bound: float = -1.0, **more: Any) -> Any:
 def test_a_recogniser_is_listed_loaded_with_its_card_and_joined_with_others(listed: Path) -> None:
     from faceanon_pack_under_test.nodes.check import LoadRecogniser
 
-    assert "MobileFaceNet.onnx" in LoadRecogniser.INPUT_TYPES()["required"]["network"][0]
+    assert "faceanon/MobileFaceNet.onnx" in LoadRecogniser.INPUT_TYPES()["required"]["network"][0]
     (one,) = load()
     assert one.limit() == 0.56
     assert [recogniser.limit() for recogniser in load(0.3, also=[one])] == [0.56, 0.3]
@@ -134,7 +134,7 @@ def test_one_try_equals_the_chain_of_nodes_it_replaces(listed: Path, retry_input
     shared = {name: given[name] for name in ("positive", "negative", "vae", "crops", "mask")}
     positive, negative, latent = run_node("InpaintFaces", **shared, seed=5)
     inputs = {"model": given["model"], "vae": given["vae"], "guidance": given["guidance"], "steps": given["steps"]}
-    (sampled,) = run_node("GuidedSampler", **inputs, positive=positive, negative=negative, latent=latent, seed=5)
+    sampled = run_node("GuidedSampler", **inputs, positive=positive, negative=negative, latent=latent, seed=5)[0]
     with torch.inference_mode():
         result = given["vae"].decode(sampled["samples"])
     (stitched,) = run_node("StitchFaces", image=given["image"], crops=given["crops"], result=result, seam=given["seam"])

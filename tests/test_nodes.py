@@ -332,5 +332,5 @@ def test_parse_stops_on_a_face_no_mesh_fits_though_others_work(portrait: torch.T
         return None if proposal.box.center[0] < 512 else fit(self, image, proposal)
 
     monkeypatch.setattr(detector, "_mesh", fit_right_half)
-    with pytest.raises(Exception, match="1 faces were found that no face mesh fits"):
+    with pytest.raises(Exception, match=r"1 faces were found that cannot be replaced \(no face mesh fits it\)"):
         run("ParseFaces", image=torch.cat([portrait, portrait], dim=2))
