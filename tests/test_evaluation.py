@@ -351,6 +351,16 @@ def test_csv_and_tables_have_a_line_for_every_face_and_figure(report: Path) -> N
     assert "source found at rank 1" in tables and "Re-identification after sharpening" in tables
 
 
+def test_a_method_that_refused_everything_has_its_column_and_no_figures(bench: Bench, tmp_path: Path) -> None:
+    refused = Method("refused", {}, {name: {"failed": "no face was found"} for name in bench.workshop.sources})
+    rows, figures = bench.measure(refused)
+    everything = {"made_with": _made_with(bench), "methods": {"refused": figures}, "attacks": {}}
+    everything["attacks"]["sharpen"] = run_attack("sharpen", bench, [refused])
+    write_report(everything, rows, [refused], bench.gallery, tmp_path)
+    tables = (tmp_path / "tables.md").read_text("utf-8")
+    assert "| refused to be made | 2 |" in tables and "| a face is detected | - |" in tables
+
+
 def evaluate(*words: object) -> int:
     return cli.main(["evaluate", *map(str, words)])
 

@@ -67,7 +67,9 @@ def run(options: argparse.Namespace) -> int:
         rows += measured
         write_report(figures, rows, methods, gallery, options.output)
     for name in _names(options.attacks):
-        figures["attacks"][name] = run_attack(name, bench, methods)
+        lines = run_attack(name, bench, methods)
+        if lines:
+            figures["attacks"][name] = lines
         write_report(figures, rows, methods, gallery, options.output)
     return 0
 
@@ -81,8 +83,9 @@ def write_report(figures: Figures, rows: list[Row], methods: list[Method], galle
     write_rows(rows, folder / "rows.csv")
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     write_tables(figures, folder / "tables.md")
-    if "regions" in figures["attacks"]:
-        leakage = json.dumps(leakage_table(figures["attacks"]["regions"]), indent=1)
+    kept = figures["attacks"].get("regions", [])
+    if kept and all(line["faces"] for line in kept):
+        leakage = json.dumps(leakage_table(kept), indent=1)
         (folder / FILE).write_text(leakage + "\n", "utf-8")
     write_page(figures, rows, methods, gallery, folder / "report.html")
 
