@@ -31,9 +31,11 @@ def measured_leakage() -> dict[str, Any]:
 def kept_region_warning(choice: RegionChoice) -> str | None:
     """One sentence on what the parts of a face that stay tell about the person; None if the whole face is replaced.
 
+    Eyeglasses were not measured and do not count.
+
     Raises: UnknownNameError for an unknown region.
     """
-    face = region_labels(("face",))
+    face = region_labels(("face",)) - {"eyeglasses"}
     kept = (region_labels(choice.keep) & face) | (face - region_labels(choice.regenerate))
     if not kept:
         return None

@@ -22,7 +22,7 @@ from faceanon_core.errors import InputError, UnknownNameError, WeightsError
 from faceanon_core.evaluation import measures
 from faceanon_core.evaluation.attacks import ATTACKS, Bench, run_attack
 from faceanon_core.evaluation.baselines import BASELINES, Workshop, blur_face, make_results, pixelate_face, run_baseline
-from faceanon_core.evaluation.command import write_rows
+from faceanon_core.evaluation.command import _made_with, write_report
 from faceanon_core.evaluation.features import OnnxFeatures
 from faceanon_core.evaluation.harness import (
     Gallery,
@@ -34,13 +34,11 @@ from faceanon_core.evaluation.harness import (
     share_of,
 )
 from faceanon_core.evaluation.observe import Observer, face_crop
-from faceanon_core.evaluation.page import write_page
-from faceanon_core.evaluation.tables import write_tables
 from faceanon_core.geometry import LEFT_IRIS, RIGHT_IRIS, inter_ocular
 from faceanon_core.pipeline import Settings, redact_face
 from faceanon_core.weights import ASSETS, GALLERY
 
-PEOPLE = 6
+PEOPLE = 4
 NETWORK = "demo encoder"
 
 
@@ -66,7 +64,7 @@ def embedder() -> EncoderEmbedder:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A folder of six people, one of them in a folder within."""
+    """A folder of four people, one of them in a folder within."""
     folder = tmp_path_factory.mktemp("sources")
     (folder / "within").mkdir()
     for number, path in enumerate(sorted(GALLERY.glob("*.jpg"))[:PEOPLE]):
@@ -274,7 +272,7 @@ def test_covers_change_the_face_and_nothing_else(astronaut, face) -> None:
 def test_calibrated_thresholds_come_first_and_the_others_say_what_they_rest_on(gallery) -> None:
     found = find_thresholds(gallery, NETWORK, {0.01: 0.25})
     assert (found[0.01].value, found[0.01].origin) == (0.25, "the network's calibration card")
-    assert found[0.001].origin == "15 pairs of different sources, too few for this rate: take it as a rough bound"
+    assert found[0.001].origin == "6 pairs of different sources, too few for this rate: take it as a rough bound"
 
 
 @pytest.fixture(scope="module")
@@ -319,21 +317,13 @@ def report(bench: Bench, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("report")
     methods = [run_baseline(name, bench.workshop) for name in ("solid", "default")]
     methods[0] = replace(methods[0], name="<b>solid & co</b>")
-    rows, figures = [], {"made_with": made_with(bench), "methods": {}, "attacks": {}}
+    rows, figures = [], {"made_with": _made_with(bench), "methods": {}, "attacks": {}}
     for method in methods:
         own, figures["methods"][method.name] = bench.measure(method)
         rows += own
     figures["attacks"]["sharpen"] = run_attack("sharpen", bench, methods)
-    write_rows(rows, out / "rows.csv")
-    write_tables(figures, out / "tables.md")
-    write_page(figures, rows, methods, bench.gallery, out / "report.html")
+    write_report(figures, rows, methods, bench.gallery, out)
     return out
-
-
-def made_with(bench: Bench) -> dict[str, Any]:
-    from faceanon_core.evaluation.command import _made_with
-
-    return _made_with(bench)
 
 
 def test_the_page_holds_everything_itself(report: Path) -> None:
@@ -359,6 +349,16 @@ def test_csv_and_tables_have_a_line_for_every_face_and_figure(report: Path) -> N
     assert rows[0]["landmark_distance"] == "" and float(rows[2]["landmark_distance"]) > 0
     tables = (report / "tables.md").read_text("utf-8")
     assert "source found at rank 1" in tables and "Re-identification after sharpening" in tables
+
+
+def test_a_method_that_refused_everything_has_its_column_and_no_figures(bench: Bench, tmp_path: Path) -> None:
+    refused = Method("refused", {}, {name: {"failed": "no face was found"} for name in bench.workshop.sources})
+    rows, figures = bench.measure(refused)
+    everything = {"made_with": _made_with(bench), "methods": {"refused": figures}, "attacks": {}}
+    everything["attacks"]["sharpen"] = run_attack("sharpen", bench, [refused])
+    write_report(everything, rows, [refused], bench.gallery, tmp_path)
+    tables = (tmp_path / "tables.md").read_text("utf-8")
+    assert "| refused to be made | 2 |" in tables and "| a face is detected | - |" in tables
 
 
 def evaluate(*words: object) -> int:

@@ -70,5 +70,7 @@ def test_the_region_node_warns(crop, caplog) -> None:
     node = load_pack().NODE_CLASS_MAPPINGS["FaceAnon_RegionMask"]
     toggles = {name: True for name, spec in node.INPUT_TYPES()["required"].items() if spec[0] == "BOOLEAN"}
     with caplog.at_level(logging.WARNING):
+        node().mask([(0, crop)], "", 20.0, 12.0, **toggles)
+        assert not caplog.records
         node().mask([(0, crop)], "eyes", 20.0, 12.0, **toggles)
     assert any("with the eyes kept" in record.getMessage() for record in caplog.records)

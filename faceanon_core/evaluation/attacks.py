@@ -140,7 +140,8 @@ def link(bench: Bench, methods: list[Method]) -> list[Figures]:
         "both anonymized, two seeds": (own, _seeded(second, 1)),
         **{f"both {name}": (run_baseline(name, first), run_baseline(name, second)) for name in COVERS},
     }
-    return [_linked(bench, label, *pair, known) for label, pair in pairs.items()]
+    both = {label: (a, b) for label, (a, b) in pairs.items() if a.results.keys() & b.results.keys()}  # else: all refused
+    return [_linked(bench, label, a, b, known) for label, (a, b) in both.items()]
 
 
 def _linked(bench: Bench, label: str, first: Method, second: Method, views: dict[str, Path]) -> Figures:

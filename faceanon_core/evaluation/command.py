@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..identity import Recogniser
     from .attacks import Bench
+    from .baselines import Workshop
     from .harness import Figures, Gallery, Method, Row
     from .observe import Observer
 
@@ -41,39 +43,51 @@ def add_evaluate(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and write `rows.csv`, `figures.json`, `tables.md` and `report.html`. Returns: the exit code.
+    """Measure and write `rows.csv`, `figures.json`, `tables.md` and `report.html`, anew after every method and attack.
 
+    Returns: the exit code.
     Raises: InputError for folders that do not fit, a lacking package, or nothing to measure.
     """
     _check(options)
     from ..identity import Recogniser
-    from ..leakage import FILE
     from .attacks import Bench, run_attack
     from .harness import Gallery, find_thresholds
-    from .page import write_page
-    from .tables import leakage_table, write_tables
 
     recognisers = [Recogniser(path) for path in options.recogniser]
     observer = _observer(recognisers, options)
     gallery = Gallery(options.sources, observer)
     thresholds = {network.name: find_thresholds(gallery, network.name, network.card.thresholds) for network in recognisers}
-    bench = Bench(_workshop(options, gallery, observer), gallery, observer, thresholds)
-    methods = _methods(options, bench)
+    bench = Bench(_workshop(options, gallery), gallery, observer, thresholds)
+    methods: list[Method] = []
     rows: list[Row] = []
     figures: Figures = {"made_with": _made_with(bench), "methods": {}, "attacks": {}}
-    for method in methods:
+    for method in _methods(options, bench):
         measured, figures["methods"][method.name] = bench.measure(method)
+        methods.append(method)
         rows += measured
+        write_report(figures, rows, methods, gallery, options.output)
     for name in _names(options.attacks):
-        figures["attacks"][name] = run_attack(name, bench, methods)
-    write_rows(rows, options.output / "rows.csv")
-    (options.output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    write_tables(figures, options.output / "tables.md")
-    if "regions" in figures["attacks"]:
-        leakage = json.dumps(leakage_table(figures["attacks"]["regions"]), indent=1)
-        (options.output / FILE).write_text(leakage + "\n", "utf-8")
-    write_page(figures, rows, methods, gallery, options.output / "report.html")
+        lines = run_attack(name, bench, methods)
+        if lines:
+            figures["attacks"][name] = lines
+        write_report(figures, rows, methods, gallery, options.output)
     return 0
+
+
+def write_report(figures: Figures, rows: list[Row], methods: list[Method], gallery: Gallery, folder: Path) -> None:
+    """Everything that is known so far, as CSV, JSON, Markdown and HTML."""
+    from ..leakage import FILE
+    from .page import write_page
+    from .tables import leakage_table, write_tables
+
+    write_rows(rows, folder / "rows.csv")
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    write_tables(figures, folder / "tables.md")
+    kept = figures["attacks"].get("regions", [])
+    if kept and all(line["faces"] for line in kept):
+        leakage = json.dumps(leakage_table(kept), indent=1)
+        (folder / FILE).write_text(leakage + "\n", "utf-8")
+    write_page(figures, rows, methods, gallery, folder / "report.html")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -112,13 +126,16 @@ def _observer(recognisers: list[Recogniser], options: argparse.Namespace) -> Obs
     from .observe import Observer
 
     features = OnnxFeatures(options.features) if options.features is not None else None
-    (options.output / _SEEN).mkdir(parents=True, exist_ok=True)
+    try:
+        (options.output / _SEEN).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{options.output} cannot be written: {error.strerror}") from error
     networks = {recogniser.name: recogniser for recogniser in recognisers}
     keys = {recogniser.name: f"{recogniser.sha256} {recogniser.card.layout}" for recogniser in recognisers}
     return Observer(networks, keys, options.output / _SEEN, features)
 
 
-def _workshop(options: argparse.Namespace, gallery: Gallery, observer: Observer) -> Any:
+def _workshop(options: argparse.Namespace, gallery: Gallery) -> Workshop:
     """Baselines and attacks: on the sources with a face, or as many of them as were asked for."""
     import numpy as np
 
@@ -131,12 +148,15 @@ def _workshop(options: argparse.Namespace, gallery: Gallery, observer: Observer)
     return Workshop(Anonymizer(device=options.device), sources, options.output / _MADE)
 
 
-def _methods(options: argparse.Namespace, bench: Bench) -> list[Method]:
+def _methods(options: argparse.Namespace, bench: Bench) -> Iterator[Method]:
+    """What there is to measure, one after the other as it is made."""
     from .baselines import run_baseline
     from .harness import find_results
 
-    given = [] if options.results is None else [find_results(options.results, bench.gallery.names)]
-    return [*given, *(run_baseline(name, bench.workshop) for name in _names(options.baselines))]
+    if options.results is not None:
+        yield find_results(options.results, bench.gallery.names)
+    for name in _names(options.baselines):
+        yield run_baseline(name, bench.workshop)
 
 
 def _made_with(bench: Bench) -> Figures:

@@ -92,7 +92,7 @@ def find_results(folder: Path, names: list[str]) -> Method:
             found[name] = path
     if not found:
         raise InputError(f"{folder} holds no picture named like one of the sources; results must keep their sources' names")
-    return Method(folder.name, found)
+    return Method("results", found)
 
 
 def find_thresholds(gallery: Gallery, network: str, calibrated: dict[float, float]) -> dict[float, Threshold]:

@@ -30,7 +30,9 @@ def similarity_plot(rows: list[Row], network: str, others: NDArray[np.float32], 
     bins = np.linspace(-0.4, 1, 57)
     axes.hist(others, bins, density=True, color="#cccccc", label="different sources")
     for colour, (method, values) in zip(_COLOURS, _by_method(rows, f"similarity {network}"), strict=False):
-        axes.hist(values, bins, density=True, histtype="step", linewidth=1.6, color=colour, label=f"{method} to its source")
+        if values:
+            label = f"{method} to its source"
+            axes.hist(values, bins, density=True, histtype="step", linewidth=1.6, color=colour, label=label)
     for far, style in zip(thresholds, ("--", ":"), strict=False):
         axes.axvline(thresholds[far]["value"], color="black", linestyle=style, linewidth=1)
         axes.text(thresholds[far]["value"], axes.get_ylim()[1], f" FAR {float(far):.1%}", rotation=90, va="top", fontsize=7)
