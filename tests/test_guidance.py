@@ -153,7 +153,7 @@ def test_a_large_batch_is_guided_in_chunks_with_the_same_result(anonymizer, crop
 
     def guide(chunk_px: int) -> CombinedGuidance:
         term = AttributeTerm(anonymizer.encoder, replace(SETTINGS, away=0.5), targets, sources, chunk_px=chunk_px)
-        return CombinedGuidance(decode, [term], chunk_px)
+        return CombinedGuidance(decode, [term], chunk_px=chunk_px)
 
     targets = torch.cat([target.roll(20 * i, -1) for i in range(5)])
     sources = torch.cat([crop.tensor.roll(20 * i, -2) for i in range(5)])
