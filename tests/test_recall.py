@@ -12,6 +12,7 @@ from skimage import data
 
 from faceanon_core.errors import AnonymizationError, WeightsError
 from faceanon_core.faces import FaceDetector, Scan
+from faceanon_core.geometry import Box
 from faceanon_core.optional import OPTIONAL_MODELS, model_folder
 from faceanon_core.pipeline import Anonymizer, Settings
 from faceanon_core.recall import SecondDetector
@@ -79,6 +80,27 @@ def test_generated_faces_are_seen_by_both(anonymizer: Anonymizer, shared_faces: 
     seen = [len(second.find(faces.image(i))) for i in range(0, 302, 8)]
     assert np.mean(np.array(seen) == 1) >= 0.9 and max(seen) == 1
     assert all(not anonymizer.detector.scan(faces.image(i)).unfitted for i in range(0, 302, 40))
+
+
+@pytest.mark.faces
+def test_dark_faces_that_mediapipe_misses_are_reported(anonymizer: Anonymizer, shared_faces: Path) -> None:
+    """Twelve of them, 64 to 120 px with their surroundings, on two photographs of coffee."""
+    from faceanon_core.training.data import FaceSet
+
+    faces, draw, missed, reported = FaceSet(shared_faces, "test"), np.random.default_rng(4), 0, 0
+    for _ in range(2):
+        canvas, boxes = cv2.resize(data.coffee(), (1200, 800)), []
+        for place in range(6):
+            side = int(draw.integers(64, 120))
+            small = cv2.resize(faces.image(int(draw.integers(302))), (side, side), interpolation=cv2.INTER_AREA)
+            x, y = place % 3 * 400 + 50, place // 3 * 400 + 50
+            canvas[y : y + side, x : x + side] = (small * 0.25).astype(np.uint8)
+            boxes.append(Box(x, y, x + side, y + side))
+        scan = anonymizer.detector.scan(canvas)
+        lost = [box for box in boxes if not any(box.intersection(face.box) > 0 for face in scan.faces)]
+        missed += len(lost)
+        reported += sum(any(box.intersection(one.box) > 0 for one in scan.unfitted) for box in lost)
+    assert missed >= 4 and reported >= 0.8 * missed, f"{reported} of {missed}"
 
 
 def test_a_broken_file_of_yunet_is_refused(tmp_path: Path) -> None:
