@@ -1,6 +1,6 @@
 """Warnings that state what our own attacks measured (docs/EVALUATION.md).
 
-The figures are `assets/leakage.json`, as `faceanon evaluate --attacks regions` writes it.
+The figures are `assets/leakage.json`, as `faceanon evaluate --attacks regions,start` writes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ FILE = "leakage.json"
 
 @cache
 def measured_leakage() -> dict[str, Any]:
-    """What was measured: "network", "faces", "searched_among", and "kept" with one entry per region.
+    """What was measured: "network", "faces", "searched_among", "kept" with one entry per region, "start" with one per share
+    of the noise schedule that sampling began at.
 
     An entry has the mean "similarity" to the source, how many faces were "found" at rank 1 and how many were the
     "same_person" at 1% false accepts.
@@ -46,6 +47,24 @@ def kept_region_warning(choice: RegionChoice) -> str | None:
     return (
         f"parts of the face stay ({', '.join(sorted(kept))}), and what stays can identify the person; several parts tell "
         f"more than each alone.{measured if told else ''}"
+    )
+
+
+def late_start_warning(denoise: float) -> str | None:
+    """One sentence on what sampling from less than all of the noise hands on; None if it starts from all of it.
+
+    Args:
+        denoise: share of the noise schedule that is run, 0..1.
+    """
+    table = measured_leakage()
+    shares = sorted(map(float, table["start"]))
+    if denoise >= 1:
+        return None
+    nearest = min(shares[:-1], key=lambda share: abs(share - denoise))
+    return (
+        f"denoise {denoise:g} starts from the source with less than all of the noise, so that the person shines through. "
+        f"Measured with {table['network']}: begun at {nearest:.0%} of the schedule "
+        f"{_say(table['start'][f'{nearest:g}'], table)}; at 100% {_say(table['start']['1'], table)}."
     )
 
 

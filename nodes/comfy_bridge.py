@@ -8,6 +8,7 @@ run, because moving a module inside inference mode taints it again. ComfyUI's ow
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -37,12 +38,15 @@ from ..faceanon_core.attributes import Attributes
 from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
+from ..faceanon_core.leakage import late_start_warning
 from ..faceanon_core.recognition import load_recognition as read_recognition
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
 from ..faceanon_core.semantic_parser import SegformerParser, load_segformer
 from ..faceanon_core.terms import IdentityTerm, PoseTerm
 from ..faceanon_core.vision_encoders import load_vision_encoder as read_vision_encoder
 from ..faceanon_core.weights import ASSETS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,9 @@ def ready_encoder(encoder: Any) -> Iterator[Any]:
 
 def schedule(model: Any, scheduler: str, steps: int, denoise: float) -> Tensor:
     """Sigmas as KSampler makes them, `denoise` included."""
+    warning = late_start_warning(denoise)
+    if warning is not None:
+        log.warning("%s", warning)
     device = comfy.model_management.get_torch_device()
     return comfy.samplers.KSampler(model, steps, device, "euler_ancestral", scheduler, denoise, model.model_options).sigmas
 

@@ -15,7 +15,7 @@ from pack import load_pack
 from faceanon_core import cli
 from faceanon_core.errors import UnknownNameError
 from faceanon_core.evaluation.attacks import REGIONS
-from faceanon_core.leakage import NOTHING, kept_region_warning, measured_leakage
+from faceanon_core.leakage import NOTHING, kept_region_warning, late_start_warning, measured_leakage
 from faceanon_core.regions import RegionChoice
 
 
@@ -47,6 +47,25 @@ def test_the_warning_states_the_figures_of_what_stays(choice: RegionChoice, told
         line = table["kept"][region]
         assert f"{line['found']} of {table['faces']} results were traced" in warning
         assert f"(mean similarity {line['similarity']:.2f})" in warning
+
+
+def test_all_of_the_noise_needs_no_warning_and_less_states_what_was_measured_nearest() -> None:
+    assert late_start_warning(1.0) is None
+    for denoise in (0.95, 0.5, 0.05):
+        warning, table = late_start_warning(denoise), measured_leakage()
+        assert warning is not None and warning.startswith(f"denoise {denoise:g} starts from the source")
+        nearest = min(set(table["start"]) - {"1"}, key=lambda share: abs(float(share) - denoise))
+        line = table["start"][nearest]
+        assert f"{line['found']} of {table['faces']} results were traced" in warning
+
+
+@pytest.mark.comfyui
+def test_sampler_nodes_warn_of_a_late_start(bridge, demo, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(bridge.schedule(demo["model"], "sgm_uniform", 4, 1.0)) == 5
+        assert not caplog.records
+        assert len(bridge.schedule(demo["model"], "sgm_uniform", 4, 0.5)) == 5
+    assert ["denoise 0.5 starts from the source" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_unknown_regions_are_refused() -> None:

@@ -22,7 +22,7 @@ from ..pipeline import Anonymizer
 from ..regions import RegionChoice
 from ..weights import ASSETS
 from .baselines import COVERS, Pixels, Workshop, make_results, model_key, run_baseline, run_settings
-from .harness import Figures, Gallery, Method, Row, Thresholds, figures_of, identity_figures, measure_method
+from .harness import Figures, Gallery, Method, Row, Thresholds, figures_of, identity_figures, measure_method, spread_of
 from .observe import Observer, Seen
 
 REGIONS = ("eyes", "brows", "nose", "mouth")
@@ -154,6 +154,7 @@ def _linked(bench: Bench, label: str, first: Method, second: Method, views: dict
         scores = np.array([[a.embeddings[network] @ b.embeddings[network] for b in other] for a in one])
         own = np.diag(scores)
         identity[network] = identity_figures(list(own), list((scores > own[:, None]).sum(1) + 1), bounds, len(names))
+        identity[network]["others"] = spread_of(scores[~np.eye(len(names), dtype=bool)])
     return {"label": label, "faces": len(names), "identity": identity}
 
 
@@ -168,10 +169,12 @@ def another_view(pixels: Pixels) -> Pixels:
 def start(bench: Bench, methods: list[Method]) -> list[Figures]:
     """What the start latent hands on: from pure noise, from the noised source (default), from less noise than that."""
     pure = run_settings("start noise", replace(bench.workshop.settings, start="noise"), bench.workshop)
-    lines = [bench.line("pure noise", pure), bench.line("source, all of the noise (default)", _seeded(bench.workshop, 0))]
-    return lines + [
-        bench.line(f"source, {share:.0%} of the schedule", _late_start(bench.workshop, share)) for share in STARTS
-    ]
+    whole = bench.line("source, all of the noise (default)", _seeded(bench.workshop, 0))
+    lines = [bench.line("pure noise", pure), {**whole, "share": 1.0}]
+    for share in STARTS:
+        line = bench.line(f"source, {share:.0%} of the schedule", _late_start(bench.workshop, share))
+        lines.append({**line, "share": share})
+    return lines
 
 
 def _late_start(workshop: Workshop, share: float) -> Method:

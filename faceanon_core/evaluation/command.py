@@ -83,10 +83,9 @@ def write_report(figures: Figures, rows: list[Row], methods: list[Method], galle
     write_rows(rows, folder / "rows.csv")
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     write_tables(figures, folder / "tables.md")
-    kept = figures["attacks"].get("regions", [])
-    if kept and all(line["faces"] for line in kept):
-        leakage = json.dumps(leakage_table(kept), indent=1)
-        (folder / FILE).write_text(leakage + "\n", "utf-8")
+    kept, start = (figures["attacks"].get(name, []) for name in ("regions", "start"))
+    if kept and start and all(line["faces"] for line in [*kept, *start]):
+        (folder / FILE).write_text(json.dumps(leakage_table(kept, start), indent=1) + "\n", "utf-8")
     write_page(figures, rows, methods, gallery, folder / "report.html")
 
 

@@ -73,19 +73,25 @@ def write_tables(figures: Figures, path: Path) -> None:
     path.write_text("\n".join(parts), "utf-8")
 
 
-def leakage_table(lines: list[Figures]) -> dict[str, Any]:
-    """What `leakage.measured_leakage` reads, of the attack on kept regions and its first network."""
-    network = next(iter(lines[0]["identity"]))
-    kept = {}
-    for line in lines:
+def leakage_table(kept: list[Figures], start: list[Figures]) -> dict[str, Any]:
+    """What `leakage.measured_leakage` reads: the attacks on kept regions and on the start, by their first network."""
+    network = next(iter(kept[0]["identity"]))
+
+    def entry(line: Figures) -> dict[str, Any]:
         identity = line["identity"][network]
-        kept[line["label"]] = {
+        return {
             "similarity": round(identity["similarity"]["mean"], 3),
             "found": identity["rank1"]["hits"],
             "same_person": identity["same_person"]["0.01"]["hits"],
         }
-    searched = lines[0]["identity"][network]["searched_among"]
-    return {"network": network, "faces": lines[0]["faces"], "searched_among": searched, "kept": kept}
+
+    return {
+        "network": network,
+        "faces": kept[0]["faces"],
+        "searched_among": kept[0]["identity"][network]["searched_among"],
+        "kept": {line["label"]: entry(line) for line in kept},
+        "start": {f"{line['share']:g}": entry(line) for line in start if "share" in line},
+    }
 
 
 def say_share(share: dict[str, float] | None) -> str:
@@ -100,8 +106,13 @@ def _identity_reads(network: str) -> list[tuple[str, Any]]:
         (f"{network}: same person at 1% false accepts", lambda i: say_share(i["same_person"]["0.01"])),
         (f"{network}: same person at 0.1% false accepts", lambda i: say_share(i["same_person"]["0.001"])),
         (f"{network}: source found at rank 1", lambda i: f"{say_share(i['rank1'])}, chance {1 / i['searched_among']:.1%}"),
-        (f"{network}: mean similarity", lambda i: _say_spread(i["similarity"], "mean", "{:.3f}")),
+        (f"{network}: mean similarity", _say_similarity),
     ]
+
+
+def _say_similarity(identity: Figures) -> str:
+    own, others = (_say_spread(identity.get(name), "mean", "{:.3f}") for name in ("similarity", "others"))
+    return own if others == _NOTHING else f"{own} (of different people {others})"
 
 
 def _row(title: str, methods: dict[str, Figures], read: Any) -> list[str]:
