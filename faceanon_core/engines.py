@@ -89,8 +89,9 @@ def check_ray() -> None:
 def run_on_ray(open_maker: Callable[[], Maker], staff: Staff, sources: Sequence[Path]) -> Outcomes:
     """The engine of many processes: every worker opens the models once and has one picture at a time.
 
-    A picture whose worker dies is given to another one, until MAX_DEATHS have died over it. The cluster is the one RAY_ADDRESS
-    names, else one on this machine that lives as long as the run. Its workers run in this process's working directory.
+    A picture whose worker dies is given to another one, until MAX_DEATHS have died over it. The cluster is the one that
+    RAY_ADDRESS names, else one on this machine that lives as long as the run. Workers change to this process's working
+    directory.
 
     Args:
         open_maker: called in every worker; must be picklable.
@@ -104,7 +105,6 @@ def run_on_ray(open_maker: Callable[[], Maker], staff: Staff, sources: Sequence[
 @contextmanager
 def _cluster(staff: Staff) -> Iterator[int]:
     """Connect; yields how many workers there is room for."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing reports home unasked
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
@@ -113,8 +113,8 @@ def _cluster(staff: Staff) -> Iterator[int]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", log_to_driver=log.isEnabledFor(logging.INFO), logging_level=logging.WARNING, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise InputError(f"no Ray cluster can be used (RAY_ADDRESS={address}): {error}") from error
     signal.signal(signal.SIGTERM, on_terminate)  # ray has put its own in its place
     try:
         cluster = ray.cluster_resources()
