@@ -108,7 +108,7 @@ def _cluster(staff: Staff) -> Iterator[int]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    own_size = None if staff.count is None else staff.count * staff.threads
+    own_size = max(_cores(), (staff.count or 1) * staff.threads)
     options = {} if address else {"num_cpus": own_size, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
@@ -122,6 +122,11 @@ def _cluster(staff: Staff) -> Iterator[int]:
         yield staff.count or max(1, int(room))
     finally:
         ray.shutdown()
+
+
+def _cores() -> int:
+    """Those this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:
