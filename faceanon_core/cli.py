@@ -18,11 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli_check, cli_targets
+from . import cli_check, cli_engine, cli_targets
 from .attributes import parse_attributes
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
-from .folder import NAMES, Journal, make_namer, refuse_unwritable, remove_leftovers
+from .folder import NAMES, Journal, fill_folder, make_namer, refuse_unwritable, remove_leftovers
 from .image import SUFFIXES, Picture, list_pictures, load_picture, refuse_existing, save_picture
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     anonymize.add_argument("--keep-metadata", action="store_true", help="copy the source's EXIF (may hold place and time)")
     anonymize.add_argument("--names", choices=NAMES, default="keep", help="file names of the results (default: keep)")
     anonymize.add_argument("--name-key", type=Path, help="file with the key of --names hashed")
+    cli_engine.add_engine(anonymize)
     _add_settings(anonymize)
     anonymize.set_defaults(run=_run_anonymize)
     cli_targets.add_verbs(verbs)
@@ -209,6 +210,7 @@ def _run_demo(options: argparse.Namespace) -> int:
 def _run_anonymize(options: argparse.Namespace) -> int:
     if not options.source.exists():
         raise InputError(f"{options.source} does not exist")
+    cli_engine.use_threads(options)
     settings = _settings(options)
     if options.source.is_dir():
         return _run_folder(options, settings)
@@ -238,26 +240,13 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
         raise InputError(f"{options.output} is not empty, and random names cannot tell what is done; choose a new folder")
     anonymizer = _open_anonymizer(options)
     anonymizer.check(settings)
+    engine = cli_engine.open_engine(options, anonymizer, settings)
     others = (options.encoder, options.parser, options.identity_network)
     journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *others))
     remove_leftovers(output)
-    failures: list[str] = []
-    from tqdm import tqdm
-
-    for path in tqdm(files, unit="picture", disable=None):
-        source_name = path.relative_to(source).as_posix()
-        name = namer(source_name)
-        if name not in journal.done or not (output / name).is_file():
-            try:
-                refuse_existing(output / name)
-                picture = load_picture(path)
-                result = anonymizer.anonymize(picture.pixels, settings)
-                save_picture(replace(picture, pixels=result.pixels), output / name, options.keep_metadata)
-            except FaceAnonError as error:
-                failures.append(f"{source_name}: {error}")
-                continue
-            journal.append(name, result.warnings)
-        failures += [f"{source_name}: {warning}" for warning in journal.done[name]]
+    names = {path: namer(path.relative_to(source).as_posix()) for path in files}
+    problems = fill_folder(names, journal, engine)
+    failures = [f"{path.relative_to(source).as_posix()}: {text}" for path in files for text in problems[path]]
     for failure in failures:
         _say(f"failed: {failure}")
     _say(f"{len(files)} pictures, {len(failures)} problems, written to {options.output}", sys.stdout)

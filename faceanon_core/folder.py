@@ -1,4 +1,4 @@
-"""What a run over a folder needs besides the pictures: names for the results, a journal to resume by, no leftovers."""
+"""A run over a folder: names for the results, a journal to resume by, no leftovers; engines make the pictures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from .errors import InputError
-from .image import PARTIAL_GLOB
+from .errors import FaceAnonError, InputError
+from .image import PARTIAL_GLOB, refuse_existing, write_file
+
+if TYPE_CHECKING:
+    from .engines import Engine, Outcome
 
 JOURNAL = "faceanon-journal.jsonl"
 NAMES = ("keep", "random", "hashed")
@@ -97,28 +102,91 @@ class Journal:
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        self._path, self._key = folder / JOURNAL, key
+        self.folder, self._path, self._key = folder, folder / JOURNAL, key
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._path.touch()
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}") from error
-        self.done = dict(self._read())
+        self.done = self._read()
 
-    def _read(self) -> list[tuple[str, list[str]]]:
-        """A half-written last line is ignored."""
-        entries = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+    def _read(self) -> dict[str, list[str]]:
+        """The last entry of a name counts; a half-written last line is ended and ignored."""
+        done: dict[str, list[str]] = {}
+        text = self._path.read_text(encoding="utf-8")
+        if text and not text.endswith("\n"):
+            self._write("\n")
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            done.pop(entry.get("name"), None)
             if entry.get("settings") == self._key:
-                entries.append((entry["name"], entry["warnings"]))
-        return entries
+                done[entry["name"]] = entry["warnings"]
+        return done
 
-    def append(self, name: str, warnings: list[str]) -> None:
-        """Write down that the result `name` is whole."""
+    def find(self, name: str) -> list[str] | None:
+        """What was wrong with a finished result; None if it has still to be made.
+
+        Raises: InputError if another file is in its place.
+        """
+        if name in self.done and (self.folder / name).is_file():
+            return self.done[name]
+        refuse_existing(self.folder / name)
+        return None
+
+    def keep(self, name: str, content: bytes, warnings: list[str]) -> None:
+        """Write a result.
+
+        Its entry comes first: a run killed in between makes the picture again, instead of meeting a file it does not know.
+
+        Raises: InputError if there is such a file already or it cannot be written.
+        """
+        refuse_existing(self.folder / name)
+        self._write(json.dumps({"name": name, "settings": self._key, "warnings": warnings}) + "\n")
+        write_file(self.folder / name, content)
         self.done[name] = warnings
-        with self._path.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps({"name": name, "settings": self._key, "warnings": warnings}) + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as journal:
+                journal.write(text)
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be written: {error.strerror}") from error
+
+
+def fill_folder(names: Mapping[Path, str], journal: Journal, engine: Engine) -> dict[Path, list[str]]:
+    """Make every result that is not there yet, under a progress bar.
+
+    Args:
+        names: of the results, by source.
+    Returns: what is wrong with each picture, by source; nothing if every face in it was replaced.
+    """
+    from tqdm import tqdm
+
+    found = {source: _find(journal, name) for source, name in names.items()}
+    problems = {source: warnings for source, warnings in found.items() if warnings is not None}
+    missing = [source for source in names if source not in problems]
+    with closing(engine(missing)) as outcomes:
+        bar = tqdm(outcomes, total=len(names), initial=len(problems), unit="picture", disable=None)
+        for source, outcome in bar:
+            problems[source] = _keep(journal, names[source], outcome)
+    return problems
+
+
+def _find(journal: Journal, name: str) -> list[str] | None:
+    try:
+        return journal.find(name)
+    except InputError as error:
+        return [str(error)]
+
+
+def _keep(journal: Journal, name: str, outcome: Outcome) -> list[str]:
+    if isinstance(outcome, FaceAnonError):
+        return [str(outcome)]
+    try:
+        journal.keep(name, outcome.content, outcome.warnings)
+    except InputError as error:
+        return [str(error)]
+    return outcome.warnings

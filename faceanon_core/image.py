@@ -117,27 +117,39 @@ def save_picture(
         texts: written into a PNG for those who ask for it, by keyword.
     Raises: InputError if the suffix is unknown, the file exists or the place cannot be written.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{path.name}: unknown picture format {suffix!r}; use one of {', '.join(SUFFIXES)}")
+    _check_suffix(path.suffix)
     if not overwrite:
         refuse_existing(path)
-    pixels = picture.pixels
+    write_file(path, encode_picture(picture, path.suffix, keep_metadata, texts))
+
+
+def encode_picture(
+    picture: Picture, suffix: str, keep_metadata: bool = False, texts: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
+    """What `save_picture` writes into a file of that suffix.
+
+    Raises: InputError if the suffix is unknown or the format cannot hold the picture.
+    """
+    _check_suffix(suffix)
+    suffix, pixels = suffix.lower(), picture.pixels
     if picture.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
         pixels = np.dstack([pixels, picture.alpha])
-    image = Image.fromarray(pixels)
     options: dict[str, object] = dict(_ENCODING.get(suffix, {}))
     if keep_metadata:
         options = {**options, **picture.metadata}
     if texts:
         options["pnginfo"] = _png_texts(texts)
+    encoded = io.BytesIO()
     try:
-        encoded = io.BytesIO()
-        image.save(encoded, Image.registered_extensions()[suffix], **options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, encoded.getvalue())
+        Image.fromarray(pixels).save(encoded, Image.registered_extensions()[suffix], **options)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"the picture cannot be written as {suffix}: {error}") from error
+    return encoded.getvalue()
+
+
+def _check_suffix(suffix: str) -> None:
+    if suffix.lower() not in SUFFIXES:
+        raise InputError(f"unknown picture format {suffix!r}; use one of {', '.join(SUFFIXES)}")
 
 
 def _png_texts(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
@@ -147,12 +159,19 @@ def _png_texts(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
     return info
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """The partial file has a name of its own, since that of the picture may be what must not be seen."""
+def write_file(path: Path, content: bytes) -> None:
+    """The file appears whole or not at all, and replaces one that is there. Missing folders are made.
+
+    Raises: InputError if the place cannot be written.
+    """
+    # the partial file has a name of its own, since that of the picture may be what must not be seen
     partial = path.with_name(PARTIAL_GLOB.replace("*", f"{os.getpid()}-{secrets.token_hex(4)}"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

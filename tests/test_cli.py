@@ -268,6 +268,18 @@ def test_a_run_cut_off_while_writing_its_journal_resumes(album, tmp_path: Path, 
     (out / "b.jpg").unlink()
     assert anonymize(album, out) == 0  # a result that was deleted is made again
     assert (out / "b.jpg").is_file()
+    assert anonymize(album, out) == 0
+
+
+def test_a_result_remade_with_other_settings_is_not_taken_for_the_first_ones(album, tmp_path: Path, capsys) -> None:
+    for name in ("a-broken.jpg", "d-cup.png", "trip/c.png"):
+        (album / name).unlink()
+    out = tmp_path / "out"
+    assert anonymize(album, out) == 0
+    (out / "b.jpg").unlink()
+    assert anonymize(album, out, "--seed", 9) == 0
+    assert anonymize(album, out) == 1
+    assert "failed: b.jpg" in capsys.readouterr().err
 
 
 def test_other_settings_do_not_pass_for_finished_work(album, tmp_path: Path, capsys) -> None:

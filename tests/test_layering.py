@@ -53,6 +53,7 @@ def test_the_core_never_imports_nodes_or_comfyui() -> None:
         ("torchmetrics", {"faceanon_core/evaluation/measures.py"}),
         ("matplotlib", {"faceanon_core/evaluation/plots.py"}),
         ("jinja2", {"faceanon_core/evaluation/page.py"}),
+        ("ray", {"faceanon_core/engines.py"}),
         ("skimage", {"faceanon_core/cli.py"}),
         ("folder_paths", {"nodes/folders.py"}),
         *((package, {"nodes/comfy_bridge.py"}) for package in sorted(COMFY - {"folder_paths"})),
@@ -95,7 +96,17 @@ def test_the_pack_loads_by_path_without_comfyui_or_mediapipe_whatever_its_folder
         link.symlink_to(ROOT, target_is_directory=True)
     except OSError as error:
         pytest.skip(f"no symbolic links here: {error}")
-    heavy = ["mediapipe", "diffusers", "skimage", "onnxruntime", "transformers", "torchmetrics", "matplotlib", "jinja2"]
+    heavy = [
+        "mediapipe",
+        "diffusers",
+        "skimage",
+        "onnxruntime",
+        "transformers",
+        "torchmetrics",
+        "matplotlib",
+        "jinja2",
+        "ray",
+    ]
     code = LOAD.format(root=str(link), missing=[*sorted(COMFY), *heavy])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

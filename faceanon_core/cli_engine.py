@@ -1,0 +1,69 @@
+"""The options of `faceanon anonymize` about engines, and the engine they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .engines import Engine, Maker, Staff, check_ray, make_picture, run_here, run_on_ray
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .pipeline import Anonymizer, Settings
+
+ENGINES = ("local", "ray")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="local",
+        help="ray: a folder by many processes, on the cluster RAY_ADDRESS names or else on this machine (default: local)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, help="processes of --engine ray (default: as many as there are cores for)")
+    parser.add_argument(
+        "--threads", type=int, help="threads for each picture; only the same number repeats every bit (default: all cores)"
+    )
+
+
+def use_threads(options: argparse.Namespace) -> None:
+    """Check the options, and let this process compute with as many threads as they say.
+
+    Raises: InputError.
+    """
+    for name in ("workers", "threads"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+    if options.engine == "local" and options.workers is not None:
+        raise InputError("--workers belongs to --engine ray; the local engine is one process")
+    if options.engine == "ray" and not options.source.is_dir():
+        raise InputError("--engine ray is for folders; leave it out for a single picture")
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+
+
+def open_engine(options: argparse.Namespace, anonymizer: Anonymizer, settings: Settings) -> Engine:
+    """The engine; `anonymizer` is what it uses in this process.
+
+    Raises: InputError if Ray is asked for and not installed.
+    """
+    if options.engine == "local":
+        return partial(run_here, partial(make_picture, anonymizer, settings, options.keep_metadata))
+    import torch
+
+    check_ray()
+    needed = argparse.Namespace(**{name: value for name, value in vars(options).items() if name != "run"})
+    # as many threads as this process has, since another number would change the last bits of the results
+    staff = Staff(options.workers, torch.get_num_threads(), int(options.device.startswith("cuda")))
+    return partial(run_on_ray, partial(_open_maker, needed, settings), staff)
+
+
+def _open_maker(options: argparse.Namespace, settings: Settings) -> Maker:
+    """Called in a worker."""
+    from .cli import _open_anonymizer
+
+    return partial(make_picture, _open_anonymizer(options), settings, options.keep_metadata)

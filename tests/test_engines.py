@@ -1,0 +1,222 @@
+"""Folders made by a real Ray cluster of two workers: the same files as by one process, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faceanon_core import cli
+from faceanon_core.engines import Made, Maker, Staff, run_on_ray
+from faceanon_core.errors import AnonymizationError, FaceAnonError, WeightsError
+from faceanon_core.folder import JOURNAL
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = {"a.png", "b.jpg", "trip/c.png", "trip/d.png"}
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None or sys.platform == "win32",
+    reason='needs Ray, pip install "faceanon[ray]", and signals of POSIX',
+)
+
+
+def command(album: Path, out: Path, *words: object) -> list[str]:
+    return [*map(str, ("anonymize", album, "-o", out, "--steps", 2, "--threads", torch.get_num_threads(), *words))]
+
+
+def on_ray(album: Path, out: Path) -> subprocess.Popen[str]:
+    words = command(album, out, "--engine", "ray", "--workers", 2)
+    process = [sys.executable, "-m", "faceanon_core.cli", *words]
+    return subprocess.Popen(process, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def results(folder: Path) -> dict[str, Path]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != JOURNAL]
+    return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def at_work(driver: int) -> list[int]:
+    """Process ids of a driver's workers that are making a picture just now."""
+    shown = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in shown.splitlines()]
+    parents = {int(pid): int(parent) for pid, parent, _ in rows}
+
+    def descends(pid: int) -> bool:
+        return pid == driver or (pid in parents and descends(parents[pid]))
+
+    return [int(pid) for pid, _, title in rows if title.startswith("ray::_Worker.make") and descends(int(pid))]
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    for _ in range(1800):
+        if what():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    pytest.fail("nothing happened for three minutes")
+
+
+@dataclass(frozen=True)
+class Story:
+    """A driver killed after its first result, then another one that loses a worker at work."""
+
+    local: Path
+    ray: Path
+    before: dict[str, int]  # results the killed driver left, and when they were written
+    left: set[str]  # names in the output folder then
+    code: int
+    said: str
+
+
+@pytest.fixture(scope="module")
+def story(portrait, tmp_path_factory) -> Story:
+    folder = tmp_path_factory.mktemp("ray")
+    album, local, out = folder / "album", folder / "local", folder / "out"
+    (album / "trip").mkdir(parents=True)
+    for number, name in enumerate(sorted(GOOD)):
+        Image.fromarray(np.roll(portrait, 2 * number, 0)).save(album / name)
+    (album / "a-broken.jpg").write_bytes((album / "b.jpg").read_bytes()[:2000])
+    cli.main(command(album, local))
+    first = on_ray(album, out)
+    wait_for(lambda: out.is_dir() and results(out), first)
+    first.kill()
+    first.communicate()
+    before = {name: path.stat().st_mtime_ns for name, path in results(out).items()}
+    second = on_ray(album, out)
+    wait_for(lambda: at_work(second.pid), second)
+    os.kill(at_work(second.pid)[0], signal.SIGKILL)
+    said = "".join(second.communicate())
+    return Story(local, out, before, set(before), second.returncode, said)
+
+
+@needs_ray
+def test_a_killed_driver_leaves_whole_results_only_and_the_next_one_keeps_them(story: Story) -> None:
+    assert story.before and set(story.before) < GOOD
+    assert {name: (story.ray / name).stat().st_mtime_ns for name in story.before} == story.before
+
+
+@needs_ray
+def test_a_killed_worker_loses_nothing_and_a_damaged_picture_fails_alone(story: Story) -> None:
+    assert story.code == 1
+    assert "failed: a-broken.jpg" in story.said and "is damaged or truncated" in story.said
+    assert "5 pictures, 1 problems" in story.said
+    assert set(results(story.ray)) == GOOD
+
+
+@needs_ray
+def test_nothing_is_done_twice(story: Story) -> None:
+    entries = [json.loads(line)["name"] for line in (story.ray / JOURNAL).read_text().splitlines()]
+    assert sorted(entries) == sorted(GOOD)
+
+
+@needs_ray
+def test_the_files_are_those_of_the_local_engine_bit_for_bit(story: Story) -> None:
+    assert set(results(story.local)) == GOOD
+    for name in GOOD:
+        assert (story.ray / name).read_bytes() == (story.local / name).read_bytes(), name
+
+
+# a cluster that is there already
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of a cluster of two processors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    process = subprocess.Popen(
+        [sys.executable, *start, f"--port={port}", "--node-ip-address=127.0.0.1"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert any("Ray runtime started" in line for line in process.stdout or ())
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def open_fragile() -> Maker:
+    """A maker that dies of some pictures."""
+
+    def make(source: Path) -> Made:
+        if source.name == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if source.name == "odd":
+            raise RuntimeError("out of luck")
+        return Made(f"{source} in {Path.cwd()} with {torch.get_num_threads()}".encode(), [])
+
+    return make
+
+
+def open_nothing() -> Maker:
+    raise WeightsError("the weights are missing")
+
+
+@needs_ray
+def test_a_picture_that_kills_its_workers_or_breaks_the_code_fails_alone_on_a_running_cluster(cluster, monkeypatch) -> None:
+    from ray import cloudpickle
+
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    sources = [Path(name) for name in ("1", "deadly", "2", "odd", "3")]
+    outcomes = dict(run_on_ray(open_fragile, Staff(), sources))
+    assert set(outcomes) == set(sources)
+    for name in "123":
+        assert outcomes[Path(name)] == Made(f"{name} in {Path.cwd()} with 1".encode(), [])
+    assert isinstance(outcomes[Path("deadly")], AnonymizationError)
+    assert "3 workers died over this picture" in str(outcomes[Path("deadly")])
+    assert str(outcomes[Path("odd")]) == "unexpected RuntimeError: out of luck"
+
+
+@needs_ray
+def test_workers_that_cannot_start_stop_the_run_with_their_reason(cluster, monkeypatch) -> None:
+    from ray import cloudpickle
+
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(FaceAnonError, match=r"^the weights are missing$"):
+        list(run_on_ray(open_nothing, Staff(), [Path("1")]))
+
+
+# options
+
+
+def test_without_ray_one_sentence_says_how_to_get_it_and_nothing_is_written(
+    portrait_file, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.main(command(portrait_file.parent, tmp_path / "out" / "new", "--engine", "ray")) == 2
+    assert 'not installed: pip install "faceanon[ray]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", 2], "--workers belongs to --engine ray"),
+        (["--engine", "ray", "--workers", 0], "workers must be at least 1, got 0"),
+        (["--threads", 0], "threads must be at least 1, got 0"),
+        (["--engine", "ray"], "--engine ray is for folders"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_sentence(portrait_file, tmp_path: Path, capsys, words, message) -> None:
+    arguments = ["anonymize", portrait_file, "-o", tmp_path / "out.png", *words]
+    assert cli.main([str(word) for word in arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
