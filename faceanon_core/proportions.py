@@ -21,8 +21,9 @@ from .geometry import FloatArray, eye_centers
 from .weights import ASSETS
 
 NAMES = ("eyes_apart", "eyes_down", "eye_size", "brows_down", "nose_down", "nose_width", "mouth_down", "mouth_width")
-_TOWARDS_AVERAGE = 0.3  # share of what is peculiar to the source that amount 1 takes away
-_SPREAD = 2.0  # size of the added change at amount 1, in standard deviations among people
+_TOWARDS_AVERAGE = 0.5  # share of what is peculiar to the source that amount 1 takes away
+# size of the added change at amount 1, in standard deviations among people: sizes hide a person at little cost to pose
+_SPREAD = np.array([2.2, 1.5, 3.5, 1.7, 1.5, 3.5, 1.5, 1.8])
 _LARGEST = 1.5  # ... and that of any one proportion among independent ones
 
 _FOREHEAD, _CHIN, _RIGHT_SIDE, _LEFT_SIDE = 10, 152, 234, 454
@@ -80,7 +81,7 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
         return landmarks
     before = measure_proportions(landmarks)
     people = population()
-    change = _SPREAD * people.factor @ _draw(seed) - _TOWARDS_AVERAGE * (before - people.mean)
+    change = _SPREAD * (people.factor @ _draw(seed)) - _TOWARDS_AVERAGE * (before - people.mean)
     after = before + amount * change
     apart, eyes, _, brows, nose, _, mouth, _ = map(float, after - before)
     _, _, eye_ratio, _, _, nose_ratio, _, mouth_ratio = map(float, after / before)

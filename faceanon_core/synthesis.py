@@ -49,7 +49,7 @@ def random_pose(attributes: Attributes, seed: int) -> FloatArray:
     middle = pose.mean(0)
     stretch = 1 + np.random.default_rng([seed, 1]).uniform(-0.05, 0.05, 2)
     stretched = ((pose - middle) * stretch + middle).astype(np.float32)
-    return change_proportions(stretched, torch.ones(1, 1, 256, 256), seed)
+    return change_proportions(stretched, torch.ones(1, 1, 256, 256), seed, amount=0.5)
 
 
 def judge_candidate(
