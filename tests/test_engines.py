@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from faceanon_core import cli
 from faceanon_core.engines import Made, Maker, Staff, run_on_ray
 from faceanon_core.errors import AnonymizationError, FaceAnonError, WeightsError
 from faceanon_core.folder import JOURNAL
+from faceanon_core.image import PARTIAL_GLOB
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"a.png", "b.jpg", "trip/c.png", "trip/d.png"}
@@ -33,7 +35,7 @@ needs_ray = pytest.mark.skipif(
 
 
 def command(album: Path, out: Path, *words: object) -> list[str]:
-    return [*map(str, ("anonymize", album, "-o", out, "--steps", 2, "--threads", torch.get_num_threads(), *words))]
+    return [str(word) for word in ("anonymize", album, "-o", out, "--steps", 2, "--threads", 2, *words)]
 
 
 def on_ray(album: Path, out: Path) -> subprocess.Popen[str]:
@@ -43,7 +45,8 @@ def on_ray(album: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def results(folder: Path) -> dict[str, Path]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != JOURNAL]
+    """Finished pictures of a folder."""
+    files = [path for path in folder.rglob("[!.]*") if path.is_file() and path.name != JOURNAL]
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
@@ -59,10 +62,11 @@ def at_work(driver: int) -> list[int]:
     return [int(pid) for pid, _, title in rows if title.startswith("ray::_Worker.make") and descends(int(pid))]
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(what: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    """What `what` returns as soon as that is something."""
     for _ in range(1800):
-        if what():
-            return
+        if found := what():
+            return found
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     pytest.fail("nothing happened for three minutes")
@@ -75,7 +79,6 @@ class Story:
     local: Path
     ray: Path
     before: dict[str, int]  # results the killed driver left, and when they were written
-    left: set[str]  # names in the output folder then
     code: int
     said: str
 
@@ -88,17 +91,19 @@ def story(portrait, tmp_path_factory) -> Story:
     for number, name in enumerate(sorted(GOOD)):
         Image.fromarray(np.roll(portrait, 2 * number, 0)).save(album / name)
     (album / "a-broken.jpg").write_bytes((album / "b.jpg").read_bytes()[:2000])
+    threads = torch.get_num_threads()
     cli.main(command(album, local))
+    torch.set_num_threads(threads)
     first = on_ray(album, out)
     wait_for(lambda: out.is_dir() and results(out), first)
     first.kill()
     first.communicate()
     before = {name: path.stat().st_mtime_ns for name, path in results(out).items()}
     second = on_ray(album, out)
-    wait_for(lambda: at_work(second.pid), second)
-    os.kill(at_work(second.pid)[0], signal.SIGKILL)
+    busy = wait_for(lambda: at_work(second.pid), second)
+    os.kill(busy[0], signal.SIGKILL)
     said = "".join(second.communicate())
-    return Story(local, out, before, set(before), second.returncode, said)
+    return Story(local, out, before, second.returncode, said)
 
 
 @needs_ray
@@ -113,6 +118,7 @@ def test_a_killed_worker_loses_nothing_and_a_damaged_picture_fails_alone(story: 
     assert "failed: a-broken.jpg" in story.said and "is damaged or truncated" in story.said
     assert "5 pictures, 1 problems" in story.said
     assert set(results(story.ray)) == GOOD
+    assert not list(story.ray.rglob(PARTIAL_GLOB))
 
 
 @needs_ray
