@@ -59,7 +59,7 @@ class DemoEncoder(nn.Module):
 
     image_px = 128
     width = 192
-    unit_strength = 5.0
+    unit_strength = 2.5
 
     def __init__(self) -> None:
         super().__init__()

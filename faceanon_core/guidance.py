@@ -20,7 +20,7 @@ from .errors import AnonymizationError, InputError
 
 Tokens = Literal["all", "class", "patches", "region"]
 CHUNK_PX = 512 * 512  # decoded pixels that are differentiated at once; a large VAE needs gigabytes for these
-REUSE = 4  # gradients four steps apart hardly differ (cosine 0.97), and each costs several steps
+REUSE = 2  # gradients of steps in a row hardly differ (cosine 0.97); longer, faces blow out
 _PX_PER_LATENT = 64  # the VAEs of SD 1.x, SD 2 and SDXL, and the demo model's: 8 by 8
 
 

@@ -1,71 +1,36 @@
-"""Other proportions for the new face: where eyes, brows, nose and mouth sit in the outline, and how large they are.
+"""Other proportions for the new face: where eyes, brows, nose and mouth sit, and how large they are.
 
-The sketch would otherwise hand the source's proportions on, and face recognition knows people by them. What is peculiar
-to the source is drawn towards the average (the idea of k-same, Newton et al. 2005), and a change is added that goes
-together as it does among people, so that the result is a plausible face. Pose, expression and gaze stay: each feature is
-moved and stretched as a whole, along the face's own axes.
+The sketch would otherwise hand the source's proportions on, and face recognition knows people by them. Pose, expression
+and gaze stay: each feature is moved and stretched as a whole, along the face's own axes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from . import geometry
 from .geometry import FloatArray, eye_centers
-from .weights import ASSETS
 
-NAMES = ("eyes_apart", "eyes_down", "eye_size", "brows_down", "nose_down", "nose_width", "mouth_down", "mouth_width")
-_TOWARDS_AVERAGE = 0.5  # share of what is peculiar to the source that amount 1 takes away
-# size of the added change at amount 1, in standard deviations among people: sizes hide a person at little cost to pose
-_SPREAD = np.array([2.2, 1.5, 3.5, 1.7, 1.5, 3.5, 1.5, 1.8])
-_LARGEST = 1.5  # ... and that of any one proportion among independent ones
-
-_FOREHEAD, _CHIN, _RIGHT_SIDE, _LEFT_SIDE = 10, 152, 234, 454
+# One unit of change, in inter-ocular distances (moves) or as a share (stretches)
+_EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.11, 0.085, 0.22
+_BROWS_DOWN = 0.13
+_NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.31
+_MOUTH_DOWN, _MOUTH_WIDTH = 0.15, 0.26
+_COUNT = 8
+_LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES = 1.6, 1.0, -1.2  # in units; beyond, the model draws caricatures
 
 
 @dataclass(frozen=True)
-class Population:
-    """Statistics of `measure_proportions` over the frontal training faces: `mean` (8,), `factor` (8, 8) of the covariance.
-
-    `adult` and `child` (478, 2) are mean landmarks in pixels of a 256 px crop.
-    """
-
-    mean: NDArray[np.float64]
-    factor: NDArray[np.float64]
-    adult: FloatArray
-    child: FloatArray
-
-
-@cache
-def population() -> Population:
-    """The shipped statistics, made by `python -m faceanon_core.training proportions`."""
-    stored = load_file(ASSETS / "proportions.safetensors")
-    factor = np.linalg.cholesky(stored["covariance"])
-    return Population(stored["mean"], factor, stored["adult"], stored["child"])
-
-
-def measure_proportions(landmarks: FloatArray) -> NDArray[np.float64]:
-    """The proportions `NAMES` of one face, (8,): downs as a share of its height from the forehead, the others of its width.
-
-    Args:
-        landmarks: (478, 2) xy in pixels.
-    """
-    frame = _FaceFrame(landmarks)
-    right, left = (frame.place(landmarks[list(eye)]) for eye in (geometry.RIGHT_EYE, geometry.LEFT_EYE))
-    nose, mouth = (frame.place(landmarks[list(points)]) for points in (geometry.NOSE_BASE, geometry.LIPS_OUTER))
-    brows = frame.place(landmarks[list(geometry.RIGHT_BROW + geometry.LEFT_BROW)])
-    middle = np.stack([right.mean(0), left.mean(0)])
-    values = (
-        middle[1, 0] - middle[0, 0], middle[:, 1].mean(), (np.ptp(right[:, 0]) + np.ptp(left[:, 0])) / 2, brows[:, 1].mean(),
-        nose[:, 1].mean(), np.ptp(nose[:, 0]), mouth[:, 1].mean(), np.ptp(mouth[:, 0]),
-    )  # fmt: skip
-    return np.array(values, np.float64)
+class _Feature:
+    points: tuple[int, ...]
+    right: float  # move towards the subject's left, inter-ocular distances
+    down: float
+    wide: float = 0.0  # growth of the width, a share
+    high: float = 0.0
 
 
 def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: float = 1.0) -> FloatArray:
@@ -75,78 +40,57 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
         landmarks: (478, 2) xy in pixels of a square crop.
         core: (1, 1, S, S), 1 = regenerate. A feature is changed only if it lies in there before and after.
         seed: the same seed changes every face alike, so that a person looks the same in every frame.
-        amount: 1 moves the features by about 6% of the inter-ocular distance on average; 0 changes nothing.
+        amount: 1 moves the features by about 8% of the inter-ocular distance on average; 0 changes nothing.
     """
     if amount == 0:
         return landmarks
-    before = measure_proportions(landmarks)
-    people = population()
-    change = _SPREAD * (people.factor @ _draw(seed)) - _TOWARDS_AVERAGE * (before - people.mean)
-    after = before + amount * change
-    apart, eyes, _, brows, nose, _, mouth, _ = map(float, after - before)
-    _, _, eye_ratio, _, _, nose_ratio, _, mouth_ratio = map(float, after / before)
+    draw = amount * _draw(seed)
+    apart, eyes_down, eye_size, brows_down, nose_down, nose_width, mouth_down, mouth_width = map(float, draw)
+    sideways, size = apart * _EYES_APART, eye_size * _EYE_SIZE
     groups = (
         (
-            _Move(geometry.RIGHT_EYE + geometry.RIGHT_IRIS, -apart / 2, eyes, eye_ratio, eye_ratio),
-            _Move(geometry.LEFT_EYE + geometry.LEFT_IRIS, apart / 2, eyes, eye_ratio, eye_ratio),
+            _Feature(geometry.RIGHT_EYE + geometry.RIGHT_IRIS, -sideways, eyes_down * _EYES_DOWN, size, size),
+            _Feature(geometry.LEFT_EYE + geometry.LEFT_IRIS, sideways, eyes_down * _EYES_DOWN, size, size),
         ),
-        (_Move(geometry.RIGHT_BROW, -apart / 2, brows), _Move(geometry.LEFT_BROW, apart / 2, brows)),
         (
-            _Move(geometry.NOSE_RIDGE, 0, (eyes + nose) / 2, 1, float((after[4] - after[1]) / (before[4] - before[1]))),
-            _Move(geometry.NOSE_BASE, 0, nose, nose_ratio),
+            _Feature(geometry.RIGHT_BROW, -sideways, brows_down * _BROWS_DOWN),
+            _Feature(geometry.LEFT_BROW, sideways, brows_down * _BROWS_DOWN),
         ),
-        (_Move(geometry.LIPS_OUTER + geometry.LIPS_INNER, 0, mouth, mouth_ratio),),
+        (_Feature(geometry.NOSE_RIDGE + geometry.NOSE_BASE, 0.0, nose_down * _NOSE_DOWN, nose_width * _NOSE_WIDTH),),
+        (_Feature(geometry.LIPS_OUTER + geometry.LIPS_INNER, 0.0, mouth_down * _MOUTH_DOWN, mouth_width * _MOUTH_WIDTH),),
     )
-    frame, changed = _FaceFrame(landmarks), landmarks.copy()
+    right_eye, left_eye = eye_centers(landmarks)
+    unit = float(np.linalg.norm(left_eye - right_eye))
+    across = (left_eye - right_eye) / unit
+    axes = np.stack([across, np.array([-across[1], across[0]])])  # rows: towards the subject's left, down
+    changed = landmarks.copy()
     for group in groups:
-        moved = [(list(move.points), frame.apply(landmarks[list(move.points)], move)) for move in group]
-        if all(_inside(landmarks[points], core) and _inside(places, core) for points, places in moved):
-            for points, places in moved:
-                changed[points] = places
+        moved = {feature: _move(landmarks[list(feature.points)], feature, axes, unit) for feature in group}
+        if all(_inside(landmarks[list(f.points)], core) and _inside(points, core) for f, points in moved.items()):
+            for feature, points in moved.items():
+                changed[list(feature.points)] = points
     return changed
 
 
-@dataclass(frozen=True)
-class _Move:
-    points: tuple[int, ...]
-    aside: float  # towards the subject's left, as a share of the face's width
-    down: float  # share of the face's height
-    wide: float = 1.0  # ratio of the widths after and before
-    high: float = 1.0
-
-
-class _FaceFrame:
-    """`axes` rows point to the subject's left and down; `size` is the face's width and height in pixels."""
-
-    def __init__(self, landmarks: FloatArray) -> None:
-        right, left = eye_centers(landmarks)
-        across = (left - right) / max(float(np.linalg.norm(left - right)), 1e-6)
-        self.axes = np.stack([across, np.array([-across[1], across[0]])])
-        self.origin = landmarks[_FOREHEAD]
-        width = abs((landmarks[_LEFT_SIDE] - landmarks[_RIGHT_SIDE]) @ self.axes[0])
-        height = abs((landmarks[_CHIN] - landmarks[_FOREHEAD]) @ self.axes[1])
-        self.size = np.maximum(np.array([width, height]), 1e-6)
-
-    def place(self, points: FloatArray) -> NDArray[np.float64]:
-        """(N, 2) pixels -> shares of width and height, from the top of the forehead."""
-        placed: NDArray[np.float64] = (points - self.origin) @ self.axes.T / self.size
-        return placed
-
-    def apply(self, points: FloatArray, move: _Move) -> FloatArray:
-        middle = points.mean(0)
-        stretched = (points - middle) @ self.axes.T * np.array([move.wide, move.high])
-        moved = (stretched + self.size * np.array([move.aside, move.down])) @ self.axes + middle
-        return moved.astype(np.float32)
-
-
 def _draw(seed: int) -> NDArray[np.float64]:
-    """(8,) of length sqrt(8): no seed may leave a face as it was, and none may turn one feature into a caricature."""
-    rng, count = np.random.default_rng(seed), len(NAMES)
+    """(8,) of length sqrt(8): no seed may leave a face as it was, and none may make it one that nobody could have."""
+    rng = np.random.default_rng(seed)
     while True:
-        direction = rng.normal(size=count)
-        draw: NDArray[np.float64] = direction * np.sqrt(count) / np.linalg.norm(direction)
-        if np.abs(draw).max() <= _LARGEST:
+        direction = rng.normal(size=_COUNT)
+        draw: NDArray[np.float64] = direction * np.sqrt(_COUNT) / np.linalg.norm(direction)
+        _, eyes, size, brows, nose, _, mouth, _ = draw
+        from_brows = eyes * _EYES_DOWN - brows * _BROWS_DOWN  # how far eyes and brows move apart, mouth and nose likewise
+        from_nose = mouth * _MOUTH_DOWN - nose * _NOSE_DOWN
+        near = -0.08 < from_brows < 0.2 and -0.08 < from_nose < 0.2
+        if np.abs(draw).max() <= _LARGEST and near and mouth < _LOWEST_MOUTH and size > _SMALLEST_EYES:
             return draw
+
+
+def _move(points: FloatArray, feature: _Feature, axes: FloatArray, unit: float) -> FloatArray:
+    middle = points.mean(0)
+    stretched = (points - middle) @ axes.T * np.array([1 + feature.wide, 1 + feature.high])
+    moved: FloatArray = ((stretched + unit * np.array([feature.right, feature.down])) @ axes + middle).astype(np.float32)
+    return moved
 
 
 def _inside(points: FloatArray, core: Tensor) -> bool:

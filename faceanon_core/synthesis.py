@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from .attributes import LEARNED, Attributes, check_learned, describe
@@ -20,11 +22,12 @@ from .faces import FaceDetector
 from .geometry import FloatArray
 from .light import in_tone
 from .parsing import LandmarkParser
-from .proportions import change_proportions, population
+from .proportions import change_proportions
 from .regions import RegionChoice, latent_mask, region_mask
 from .sampling import sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
 from .target import Target, source_attributes
+from .weights import ASSETS
 
 FRONTAL = 0.12  # how far the nose's tip may lie from the middle between the eyes, in distances between their outer corners
 _EVEN = np.array([[196, 150, 126], [0, 0, 0], [0, 0, 0]], np.float32)  # skin in even light, see `light.Plane`
@@ -45,11 +48,17 @@ def random_pose(attributes: Attributes, seed: int) -> FloatArray:
 
     The mean of many faces (of children where a child is asked for) with other proportions and another outline.
     """
-    pose = population().child if attributes.get("age") in ("baby", "child") else population().adult
+    pose = _mean_poses()["child" if attributes.get("age") in ("baby", "child") else "adult"]
     middle = pose.mean(0)
     stretch = 1 + np.random.default_rng([seed, 1]).uniform(-0.05, 0.05, 2)
     stretched = ((pose - middle) * stretch + middle).astype(np.float32)
     return change_proportions(stretched, torch.ones(1, 1, 256, 256), seed, amount=0.5)
+
+
+@cache
+def _mean_poses() -> dict[str, FloatArray]:
+    """Mean landmarks (478, 2) of frontal training faces, "adult" and "child"; `... training poses` makes them."""
+    return load_file(ASSETS / "poses.safetensors")
 
 
 def judge_candidate(

@@ -22,7 +22,6 @@ from ..encoder import load_demo_encoder
 from ..geometry import FloatArray
 from ..identity import Recogniser
 from ..pipeline import Settings
-from ..proportions import measure_proportions
 from ..weights import ASSETS
 from .data import FaceSet
 from .encoder import EncoderSettings, train_encoder
@@ -32,7 +31,7 @@ from .labels import label_faces
 from .unet import UnetSettings, complete_labels, train_unet
 from .vae import VaeSettings, train_vae
 
-STAGES = ("vae", "encoder", "proportions", "unet", "gallery", "install", "evaluate")
+STAGES = ("vae", "encoder", "poses", "unet", "gallery", "install", "evaluate")
 
 
 def main() -> int:
@@ -63,19 +62,17 @@ def _encoder(options: argparse.Namespace) -> None:
     train_encoder(faces, label_faces(faces), options.work, EncoderSettings())
 
 
-def _proportions(options: argparse.Namespace) -> None:
+def _poses(options: argparse.Namespace) -> None:
+    """Mean landmarks, from which the sketches of synthesized faces are made."""
     faces = FaceSet(options.faces, "train")
     labels = complete_labels(load_demo_encoder(options.work / "encoder.safetensors"), faces, label_faces(faces))
     frontal = np.array([_frontal(landmarks) for landmarks in faces.landmarks])
     child = np.array([known.get("age") in ("baby", "child") for known in labels])
-    people = np.stack([measure_proportions(landmarks) for landmarks in faces.landmarks[frontal]])
     stored = {
-        "mean": people.mean(0),
-        "covariance": np.cov(people.T),
         "adult": faces.landmarks[frontal & ~child].mean(0),
         "child": faces.landmarks[frontal & child].mean(0),
     }
-    save_file(stored, options.work / "proportions.safetensors")
+    save_file(stored, options.work / "poses.safetensors")
 
 
 def _frontal(landmarks: FloatArray) -> bool:
@@ -100,7 +97,7 @@ def _gallery(options: argparse.Namespace) -> None:
 def _install(options: argparse.Namespace) -> None:
     """Copy what was trained into the package."""
     ASSETS.mkdir(exist_ok=True)
-    for name in ("vae", "unet", "tokens", "encoder", "proportions"):
+    for name in ("vae", "unet", "tokens", "encoder", "poses"):
         shutil.copy(options.work / f"{name}.safetensors", ASSETS)
     shutil.copytree(options.work / "gallery", ASSETS / "gallery", dirs_exist_ok=True)
 
@@ -121,7 +118,7 @@ def _sources(options: argparse.Namespace) -> None:
 
 
 _RUN = {
-    "vae": _vae, "encoder": _encoder, "proportions": _proportions, "unet": _unet, "gallery": _gallery,
+    "vae": _vae, "encoder": _encoder, "poses": _poses, "unet": _unet, "gallery": _gallery,
     "install": _install, "evaluate": _evaluate, "sources": _sources,
 }  # fmt: skip
 
