@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from skimage import data
 
 from faceanon_core import cli
-from faceanon_core.attributes import VOCABULARY
+from faceanon_core.attributes import LEARNED
 from faceanon_core.folder import JOURNAL
 from faceanon_core.target import gallery_index
 
@@ -100,7 +100,7 @@ def test_the_targets_and_every_attribute_are_listed(capsys) -> None:
     listed = capsys.readouterr().out
     for name in gallery_index():
         assert name in listed
-    for attribute in VOCABULARY:
+    for attribute in LEARNED:
         assert f"{attribute.name:12} {', '.join(attribute.values)}" in listed
 
 
