@@ -26,6 +26,9 @@ NOSE_RIDGE = (168, 6, 197, 195, 5, 4)
 NOSE_BASE = (64, 98, 97, 2, 326, 327, 294)
 RIGHT_IRIS, LEFT_IRIS = (468, 469, 470, 471, 472), (473, 474, 475, 476, 477)
 LANDMARK_COUNT = 478
+ARCFACE_PX = 112  # side of the crop that face-recognition networks see
+# in it: right eye, left eye, nose tip, mouth corners (subject's right first)
+_ARCFACE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
 CONTEXT = 1.6  # side of the square crop over the longer side of the landmarks' box
 
 
@@ -118,6 +121,14 @@ def eye_centers(landmarks: FloatArray) -> tuple[FloatArray, FloatArray]:
     right: FloatArray = landmarks[list(RIGHT_EYE)].mean(0)
     left: FloatArray = landmarks[list(LEFT_EYE)].mean(0)
     return right, left
+
+
+def arcface_alignment(landmarks: FloatArray) -> FloatArray:
+    """Similarity (2, 3) that puts landmarks (478, 2) of a picture onto ArcFace's five points in an `ARCFACE_PX` crop."""
+    right, left = eye_centers(landmarks)
+    points = np.stack([right, left, landmarks[1], landmarks[61], landmarks[291]]).astype(np.float32)
+    matrix, _ = cv2.estimateAffinePartial2D(points, _ARCFACE, method=cv2.LMEDS)
+    return matrix.astype(np.float32)
 
 
 def upright_frame(landmarks: FloatArray, size_px: int, context: float = CONTEXT) -> UprightFrame:

@@ -21,12 +21,9 @@ from numpy.typing import NDArray
 from .crop import FaceCrop
 from .errors import InputError, WeightsError
 from .faces import FaceDetector
-from .geometry import FloatArray, eye_centers, warp_square
+from .geometry import ARCFACE_PX, FloatArray, arcface_alignment, warp_square
 
 CHECK_FAR = 0.01  # false-accept rate whose threshold decides; the stricter of the two that are measured
-# ArcFace's five points in a 112 px crop: right eye, left eye, nose tip, mouth corners (subject's right first)
-_ARCFACE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
-_SIDE = 112
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,7 @@ class Recogniser:
 
     def embed(self, pixels: NDArray[np.uint8], landmarks: FloatArray) -> NDArray[np.float32]:
         """Unit-norm embedding (D,) of one face; `landmarks` (478, 2) in pixels of (H, W, 3) uint8 RGB."""
-        right, left = eye_centers(landmarks)
-        points = np.stack([right, left, landmarks[1], landmarks[61], landmarks[291]]).astype(np.float32)
-        matrix, _ = cv2.estimateAffinePartial2D(points, _ARCFACE, method=cv2.LMEDS)
-        vector = self._run(cv2.warpAffine(pixels, matrix, (_SIDE, _SIDE)))
+        vector = self._run(cv2.warpAffine(pixels, arcface_alignment(landmarks), (ARCFACE_PX, ARCFACE_PX)))
         unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
         return unit
 
@@ -139,7 +133,7 @@ class Recogniser:
         Raises: WeightsError.
         """
         try:
-            vector = self._run(np.full((_SIDE, _SIDE, 3), 128, np.uint8))
+            vector = self._run(np.full((ARCFACE_PX, ARCFACE_PX, 3), 128, np.uint8))
         except Exception as error:  # onnxruntime's errors have no common base but Exception
             raise WeightsError(f"{path} cannot be run on one 112x112 face crop") from error
         if len(vector) < 2 or not bool(np.isfinite(vector).all()):
@@ -260,7 +254,7 @@ def _planes_first(path: Path, shape: list[Any]) -> bool:
 
     Raises: WeightsError for any other shape.
     """
-    for planes_first, wanted in ((True, [3, _SIDE, _SIDE]), (False, [_SIDE, _SIDE, 3])):
+    for planes_first, wanted in ((True, [3, ARCFACE_PX, ARCFACE_PX]), (False, [ARCFACE_PX, ARCFACE_PX, 3])):
         if len(shape) == 4 and all(not isinstance(a, int) or a == b for a, b in zip(shape[1:], wanted, strict=True)):
             return planes_first
     raise WeightsError(f"{path} takes {shape}, not (1, 3, 112, 112) face crops")

@@ -25,7 +25,7 @@ from .diffusion import DemoModel, InpaintCond
 from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
-from .geometry import Box
+from .geometry import Box, arcface_alignment
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .identity import Recogniser, Verdict, judge_face
 from .image import load_picture
@@ -33,7 +33,7 @@ from .leakage import kept_region_warning
 from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import change_proportions
-from .recognition import RecognitionNetwork, alignment
+from .recognition import RecognitionNetwork
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
@@ -284,7 +284,7 @@ class Anonymizer:
         source, wanted, core = (images.to(self.model.device) for images in (crop.tensor, target.image, mask.core))
         terms: list[Term] = [AttributeTerm(self._guide or self.encoder, settings.guidance, wanted, source, core)]
         if settings.away_identity.strength > 0 and self._recognition is not None:
-            places = alignment(crop.landmarks)[None].to(source)
+            places = torch.from_numpy(arcface_alignment(crop.landmarks))[None].to(source)
             terms.append(IdentityTerm(self._recognition, settings.away_identity, source, places))
         if settings.hold_pose.strength > 0:
             terms.append(PoseTerm(self.encoder, settings.hold_pose, source))

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import WeightsError
-from .geometry import FloatArray, eye_centers
+from .geometry import ARCFACE_PX
 from .pretrained import read_state, weights_file
 
-FACE_PX = 112
-# ArcFace's five points in a 112 px face: right eye, left eye, nose tip, mouth corners (subject's right first)
-_TEMPLATE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
 _MOBILE_BLOCKS = (
     (2, 64, 5, 2),
     (4, 128, 1, 2),
@@ -29,20 +24,12 @@ _MOBILE_BLOCKS = (
 )  # as its paper
 
 
-def alignment(landmarks: FloatArray) -> Tensor:
-    """The similarity that puts landmarks (478, 2) of a picture onto ArcFace's points, (2, 3): picture -> face pixels."""
-    right, left = eye_centers(landmarks)
-    points = np.stack([right, left, landmarks[1], landmarks[61], landmarks[291]]).astype(np.float32)
-    matrix, _ = cv2.estimateAffinePartial2D(points, _TEMPLATE, method=cv2.LMEDS)
-    return torch.from_numpy(matrix).float()
-
-
 def align(images: Tensor, matrices: Tensor) -> Tensor:
-    """Cut 112 px faces out, bilinearly and differentiably: (B, 3, H, W), (B, 2, 3) of `alignment` -> (B, 3, 112, 112)."""
+    """Cut faces out, bilinearly and differentiably: (B, 3, H, W), (B, 2, 3) of `arcface_alignment` -> (B, 3, 112, 112)."""
     height, width = images.shape[-2:]
     whole = torch.cat([matrices, matrices.new_tensor([[[0, 0, 1]]]).expand(len(matrices), 1, 3)], 1)
     back = torch.linalg.inv(whole)  # face pixel -> picture pixel
-    y, x = torch.meshgrid(*[torch.arange(FACE_PX, dtype=back.dtype, device=back.device)] * 2, indexing="ij")
+    y, x = torch.meshgrid(*[torch.arange(ARCFACE_PX, dtype=back.dtype, device=back.device)] * 2, indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)], -1) @ back[:, None, :2].transpose(-1, -2)  # (B, 112, 112, 2)
     grid = places * 2 / places.new_tensor([width - 1, height - 1]) - 1
     return F.grid_sample(images, grid.to(images), mode="bilinear", padding_mode="border", align_corners=True)
@@ -66,7 +53,7 @@ class RecognitionNetwork(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def embed(self, images: Tensor, matrices: Tensor) -> Tensor:
-        """Unit-norm embeddings (B, D) of faces in (B, 3, H, W) float 0..1; `matrices` (B or 1, 2, 3) from `alignment`."""
+        """Unit embeddings (B, D) of faces in (B, 3, H, W) float 0..1; `matrices` (B or 1, 2, 3) by `arcface_alignment`."""
         faces = align(images, matrices.expand(len(images), -1, -1).to(images))
         return F.normalize(self.backbone((faces - self.mean) / self.spread), dim=1)
 

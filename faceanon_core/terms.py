@@ -41,7 +41,7 @@ class IdentityTerm(Term):
 
     Args:
         source: (B or 1, 3, H, W) float 0..1, of the decoded images' size.
-        matrices: (B or 1, 2, 3), `recognition.alignment` of the source's landmarks.
+        matrices: (B or 1, 2, 3), `geometry.arcface_alignment` of the source's landmarks.
     """
 
     def __init__(self, network: Recognition, settings: TermSettings, source: Tensor, matrices: Tensor) -> None:

@@ -74,10 +74,10 @@ class AwayFromIdentity:
         }
 
     def add(self, guidance: Any, network: Any, crops: Any, strength: float, start: float, end: float) -> tuple[Any]:
-        from ..faceanon_core.recognition import alignment
+        from ..faceanon_core.geometry import arcface_alignment
         from . import comfy_bridge
 
-        places = torch.stack([alignment(crop.landmarks) for _, crop in crops])
+        places = torch.stack([torch.from_numpy(arcface_alignment(crop.landmarks)) for _, crop in crops])
         inputs = (torch.cat([crop.tensor for _, crop in crops]), places)
         return (comfy_bridge.add_identity(guidance, network, TermSettings(strength, start, end), inputs),)
 

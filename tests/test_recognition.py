@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from faceanon_core.errors import WeightsError
+from faceanon_core.geometry import ARCFACE_PX, arcface_alignment
 from faceanon_core.identity import Recogniser
-from faceanon_core.recognition import FACE_PX, RecognitionNetwork, align, alignment, load_recognition
+from faceanon_core.recognition import RecognitionNetwork, align, load_recognition
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = Path(os.environ.get("FACEANON_TEST_MODELS", ROOT.parent / "shared" / "models"))
@@ -66,20 +67,20 @@ def network(mobilefacenet_file: Path) -> RecognitionNetwork:
 def test_mobilefacenet_equals_onnxruntime(network, onnx_file: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
-    faces = torch.randn(1, 3, FACE_PX, FACE_PX, generator=torch.Generator().manual_seed(0))
+    faces = torch.randn(1, 3, ARCFACE_PX, ARCFACE_PX, generator=torch.Generator().manual_seed(0))
     (wanted,) = session.run(None, {session.get_inputs()[0].name: faces.numpy()})
     torch.testing.assert_close(network.backbone(faces), torch.from_numpy(wanted), rtol=1e-4, atol=1e-4)
 
 
 def test_the_embedding_of_a_real_face_is_the_identity_checks_own(network, onnx_file: Path, crop) -> None:
     pytest.importorskip("onnxruntime")
-    mine = network.embed(crop.tensor, alignment(crop.landmarks)[None])[0]
+    mine = network.embed(crop.tensor, torch.from_numpy(arcface_alignment(crop.landmarks))[None])[0]
     assert float(mine.norm()) == pytest.approx(1, abs=1e-5)
     assert float(mine @ torch.from_numpy(Recogniser(onnx_file).embed(crop.pixels, crop.landmarks))) > 0.99
 
 
 def test_the_gradient_reaches_the_face_and_agrees_with_finite_differences(network, crop) -> None:
-    places, image = alignment(crop.landmarks)[None], crop.tensor.requires_grad_(True)
+    places, image = torch.from_numpy(arcface_alignment(crop.landmarks))[None], crop.tensor.requires_grad_(True)
     other = network.embed(image.detach().flip(1), places)
 
     def cosine(picture: Tensor) -> Tensor:
@@ -107,8 +108,8 @@ def test_the_cut_out_face_has_eyes_and_mouth_at_arcfaces_places() -> None:
     picture = torch.zeros(1, 3, 240, 240)
     for x, y in points.round().astype(int):
         picture[..., y - 1 : y + 2, x - 1 : x + 2] = 1
-    face = align(picture, alignment(landmarks)[None])
-    assert face.shape == (1, 3, FACE_PX, FACE_PX)
+    face = align(picture, torch.from_numpy(arcface_alignment(landmarks))[None])
+    assert face.shape == (1, 3, ARCFACE_PX, ARCFACE_PX)
     for x, y in template.round().astype(int):
         assert face[0, 0, y - 1 : y + 2, x - 1 : x + 2].max() > 0.8
 
@@ -175,7 +176,7 @@ def test_insightfaces_layout_gives_the_embeddings_of_an_independent_forward_pass
     state = random_iresnet(depths)
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "backbone.pth")
     network = load_recognition(tmp_path / "backbone.pth")
-    faces = torch.rand(2, 3, FACE_PX, FACE_PX)
+    faces = torch.rand(2, 3, ARCFACE_PX, ARCFACE_PX)
     identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
     wanted = F.normalize(iresnet_forward(state, faces * 2 - 1, depths), dim=1)
     torch.testing.assert_close(network.embed(faces, identity), wanted, rtol=1e-3, atol=1e-4)
