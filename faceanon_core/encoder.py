@@ -107,7 +107,7 @@ class DemoEncoder(nn.Module):
     def predict(self, image: Tensor) -> list[tuple[Attributes, dict[str, float]]]:
         """Most likely value of every attribute and its probability, per image of (B, 3, H, W) float 0..1."""
         check_image(image)
-        summary = self.summary(self.features(image))
+        summary = self.summary(self.features(image.to(self.class_token.device)))
         rows = [head(summary).softmax(1).max(1) for head in self.attribute_heads]
         return [
             (
