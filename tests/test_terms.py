@@ -15,9 +15,10 @@ from torch import Tensor
 from faceanon_core.chart import draw_chart
 from faceanon_core.cli import main
 from faceanon_core.errors import InputError
+from faceanon_core.geometry import arcface_alignment
 from faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings, TermSettings
 from faceanon_core.pipeline import Settings
-from faceanon_core.recognition import RecognitionNetwork, alignment, load_recognition
+from faceanon_core.recognition import RecognitionNetwork, load_recognition
 from faceanon_core.target import gallery_index, gallery_target
 from faceanon_core.terms import IdentityTerm, PoseTerm, feature_shapes
 
@@ -46,13 +47,13 @@ def follow(guidance: CombinedGuidance, latent: Tensor, steps: int = 3) -> tuple[
 
 
 def test_following_the_identity_term_makes_a_stranger(anonymizer, network, crop, latent) -> None:
-    term = IdentityTerm(network, ALWAYS, crop.tensor, alignment(crop.landmarks)[None])
+    term = IdentityTerm(network, ALWAYS, crop.tensor, torch.from_numpy(arcface_alignment(crop.landmarks))[None])
     before, after = follow(CombinedGuidance(anonymizer.model.decode, [term]), latent)
     assert before["identity"] > 0.7 and after["identity"] < before["identity"] - 0.3
 
 
 def test_a_stranger_is_not_pushed_any_further(anonymizer, network, crop) -> None:
-    term = IdentityTerm(network, ALWAYS, crop.tensor, alignment(crop.landmarks)[None])
+    term = IdentityTerm(network, ALWAYS, crop.tensor, torch.from_numpy(arcface_alignment(crop.landmarks))[None])
     loss, parts = term.losses(gallery_target(max(gallery_index())).image)
     assert float(loss) == max(0.0, float(parts["identity"]))
 
@@ -75,7 +76,9 @@ def test_places_and_sizes_of_features_are_free_but_their_shapes_are_not(anonymiz
 def test_terms_add_up(anonymizer, network, crop, latent) -> None:
     terms = [
         AttributeTerm(anonymizer.encoder, GuidanceSettings(end=1.0), gallery_target(min(gallery_index())).image),
-        IdentityTerm(network, replace(ALWAYS, strength=0.5), crop.tensor, alignment(crop.landmarks)[None]),
+        IdentityTerm(
+            network, replace(ALWAYS, strength=0.5), crop.tensor, torch.from_numpy(arcface_alignment(crop.landmarks))[None]
+        ),
         PoseTerm(anonymizer.encoder, replace(ALWAYS, strength=2.0), crop.tensor),
     ]
     decode = anonymizer.model.decode
