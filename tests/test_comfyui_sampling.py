@@ -123,7 +123,7 @@ def _extended(setting: Setting, case: Case, folder: Path, image: torch.Tensor) -
 
 
 def _spec(bridge: Any, setting: Setting, strength: float) -> Any:
-    settings = bridge.GuidanceSettings(strength=strength, end=1.0)
+    settings = bridge.GuidanceSettings(strength=strength, end=1.0, reuse=1)  # steep decoders change it at each step
     return bridge.GuidanceSpec(setting.encoder, setting.target, None, settings, setting.decoder)
 
 
