@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .diffusion import DemoModel, InpaintCond, schedule_sigmas
 from .encoder import AttributeEncoder, load_demo_encoder
 from .errors import InputError
-from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
+from .guidance import REUSE, AttributeTerm, CombinedGuidance, GuidanceSettings
 from .sampling import Guidance, Step, sample_guided, seeded_noise
 from .weights import ASSETS
 
@@ -43,11 +43,11 @@ Decoder = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Networks:
-    """What one case samples with. `small_decode` is a distilled decoder, for the guidance alone."""
+    """What one case samples with. `rough_decode` is a cheaper decoder, for the guidance alone."""
 
     denoise: Callable[[Tensor, Tensor, Any], Tensor]
     decode: Decoder
-    small_decode: Decoder
+    rough_decode: Decoder
     encoder: AttributeEncoder
     latent: Tensor  # (1, 4, h, w)
     size_px: int
@@ -131,8 +131,8 @@ def _ways(networks: Networks) -> dict[str, Callable[[], Guidance | None]]:
         "reference: full VAE, each step, target anew": lambda: Recomputing(lambda: guidance(networks.decode, **every)),
         "+ target features kept": lambda: guidance(networks.decode, **every),
         "+ first 40% of the steps": lambda: guidance(networks.decode, reuse=1),
-        "+ one gradient for 4 steps": lambda: guidance(networks.decode),
-        "+ small decoder (the default of the demo model)": lambda: guidance(networks.small_decode),
+        f"+ one gradient for {REUSE} steps": lambda: guidance(networks.decode),
+        "+ rough decoder: bf16 (demo), TAESD (sd15)": lambda: guidance(networks.rough_decode),
     }
 
 
