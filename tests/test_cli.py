@@ -403,6 +403,7 @@ def test_what_a_killed_run_left_half_written_is_removed_by_the_next(small_album,
 
 STOPPED = """
 import os, pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started the tests in the background ignores it
 from faceanon_core import cli, image
 def stop(self, target):
     os.kill(os.getpid(), {signal})
