@@ -270,8 +270,9 @@ def excess_similarity(
         sources: picture and landmarks of each.
     Raises: InputError if neither card nor `max_similarity` says what may pass.
     """
-    return max(
-        float(net.embed(crop.pixels, crop.landmarks) @ net.embed(*source)) - net.limit(max_similarity)
-        for net in recognisers
-        for source in sources
-    )
+    excesses = []
+    for net in recognisers:
+        shown = net.embed(crop.pixels, crop.landmarks)
+        closest = max(float(shown @ net.embed(*source)) for source in sources)
+        excesses.append(closest - net.limit(max_similarity))
+    return max(excesses)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..faceanon_core.attributes import VOCABULARY, Attributes, check_consistent, describe, parse_attributes, prompt
 from ..faceanon_core.errors import InputError
-from .convert import CATEGORY, one_by_one, to_image, to_pixels
+from .convert import CATEGORY, from_pixels, one_by_one, to_image, to_pixels
 from .folders import model_folders, own_gallery, target_galleries
 
 _ASKED = 'What the new face shows, e.g. "age=60s, sex=female, hair=gray". Empty: nothing asked. Known: ' + ", ".join(
@@ -102,7 +100,7 @@ class SynthesizeTarget:
 
         asked, model = parse_attributes(attributes), comfy_bridge.demo_synthesizer()
         made = [synthesize_picture(model, asked, seed + number) for number in one_by_one(range(count))]
-        return (_batch(made),)
+        return (from_pixels(made),)
 
 
 class PickTarget:
@@ -163,7 +161,7 @@ class PickTarget:
         with FaceDetector(task_folders=model_folders()) as detector, comfy_bridge.ready_encoder(encoder) as network:
             judged = [judge_candidate(p, asked, detector, network, excess) for p in one_by_one(to_pixels(candidates))]
         best = best_candidate(judged if number == 0 else [judged[number - 1]])
-        sheet = _batch([candidate_sheet(judged)])
+        sheet = from_pixels([candidate_sheet(judged)])
         return [best.target], to_image(best.target.image), sheet, describe_candidates(judged, asked)
 
 
@@ -194,10 +192,6 @@ class SaveTarget:
             raise InputError(f"{len(target)} targets are connected; save them one by one")
         path = save_target(target[0], name, own_gallery(), gallery_index(target_galleries()))
         return {"ui": {"text": [f"saved {path}"]}}
-
-
-def _batch(pictures: list[np.ndarray[Any, Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).float() / 255
 
 
 NODES = (TargetPrompt, SynthesizeTarget, PickTarget, SaveTarget)
