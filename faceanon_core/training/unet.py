@@ -105,13 +105,13 @@ class LatentCache:
         labels = self.parser.parse(np.zeros((256, 256, 3), np.uint8), landmarks)
         grow = float(rng.uniform(4, 30))
         kind = rng.random()
-        if kind < 0.12:
+        if kind < 0.1:
             return torch.ones(1, 1, 256, 256)
         parts = tuple(rng.choice(_PARTS, rng.integers(1, 4), replace=False))
         choice = RegionChoice(grow_px=grow)
-        if 0.58 < kind <= 0.88:
+        if 0.7 < kind <= 0.9:
             choice = RegionChoice(keep=parts, grow_px=grow)
-        elif kind > 0.88:
+        elif kind > 0.9:
             choice = RegionChoice(regenerate=parts, grow_px=grow)
         try:
             return region_mask(labels, choice).core
