@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import FloatArray
-from .parsing import INDEX, LandmarkParser
+from . import geometry
+from .geometry import FloatArray, filled_polygon
 from .skin import typical_colour
 
 Plane = NDArray[np.float32]  # (3, 3) rows: the colour 0..255 at the crop's middle, its change to the right, and down
+_NOT_SKIN = (geometry.RIGHT_BROW, geometry.LEFT_BROW, geometry.RIGHT_EYE, geometry.LEFT_EYE, geometry.LIPS_OUTER)
 _ROUNDS = 3  # of the fit, each without what lies far from the last: fringes, glasses, beards
 
 
@@ -25,8 +26,10 @@ def skin_light(crop: NDArray[np.uint8], landmarks: FloatArray) -> Plane:
         crop: (S, S, 3) uint8 RGB.
         landmarks: (478, 2) xy in crop pixels.
     """
-    labels = LandmarkParser().parse(crop, landmarks)
-    rows, columns = np.nonzero((labels == INDEX["skin"]) | (labels == INDEX["nose"]))
+    skin = filled_polygon(len(crop), landmarks[list(geometry.FACE_OVAL)])
+    for feature in _NOT_SKIN:
+        skin &= ~filled_polygon(len(crop), landmarks[list(feature)])
+    rows, columns = np.nonzero(skin)
     if len(rows) < 3:
         return np.concatenate([crop.reshape(-1, 3).mean(0, keepdims=True), np.zeros((2, 3))]).astype(np.float32)
     places = _places(rows, columns, len(crop))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from . import geometry
 from .errors import UnknownNameError
 from .geometry import FloatArray
+from .hair import hair_over_face
+from .light import skin_light
 
 LabelMap = NDArray[np.uint8]
 
@@ -56,7 +57,10 @@ class FaceParser(Protocol):
 
 
 class LandmarkParser:
-    """Draws the regions from the face mesh alone: no network, works on any picture with landmarks."""
+    """Draws the regions from the face mesh and finds hair over them by its colour: no network, works on any picture.
+
+    Only the hair near the face is found, so "hair" is not among what it delivers; it is there to be left out.
+    """
 
     delivers = frozenset(GROUPS["face"]) - {"eyeglasses"} | {"background"}
 
@@ -64,7 +68,8 @@ class LandmarkParser:
         """See `FaceParser.parse`; later regions are painted over earlier ones."""
         labels = np.zeros(crop.shape[:2], np.uint8)
         for name, indices, hull in _PAINT_ORDER:
-            _fill(labels, landmarks[list(indices)], INDEX[name], hull)
+            labels[geometry.filled_polygon(len(crop), landmarks[list(indices)], hull)] = INDEX[name]
+        labels[hair_over_face(crop, landmarks, skin_light(crop, landmarks))] = INDEX["hair"]
         return labels
 
 
@@ -92,14 +97,6 @@ def region_labels(names: list[str] | tuple[str, ...], parser: FaceParser | None 
         have = ", ".join(sorted(parser.delivers - {"background"}))
         raise UnknownNameError(f"the active face parser cannot find {missing}; it finds {have}")
     return frozenset(expanded)
-
-
-def _fill(labels: LabelMap, points: FloatArray, value: int, hull: bool) -> None:
-    shift = 4  # sub-pixel bits of cv2.fillPoly
-    polygon = np.round(points * (1 << shift)).astype(np.int32)
-    if hull:
-        polygon = cv2.convexHull(polygon)
-    cv2.fillPoly(labels, [polygon.reshape(-1, 1, 2)], int(value), lineType=cv2.LINE_8, shift=shift)
 
 
 # Both lips are the outer outline cut at the mouth's corners by the inner one.

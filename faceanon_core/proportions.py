@@ -21,6 +21,7 @@ _BROWS_DOWN = 0.13
 _NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.31
 _MOUTH_DOWN, _MOUTH_WIDTH = 0.15, 0.26
 _COUNT = 8
+_SHARES = (1.0, 0.7, 0.4)  # of a change, tried in turn until the feature stays inside the mask
 _LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES = 1.6, 1.0, -1.2  # in units; beyond, the model draws caricatures
 
 
@@ -32,13 +33,17 @@ class _Feature:
     wide: float = 0.0  # growth of the width, a share
     high: float = 0.0
 
+    def scaled(self, share: float) -> _Feature:
+        """The same feature, moved and stretched by a share of it."""
+        return _Feature(self.points, share * self.right, share * self.down, share * self.wide, share * self.high)
+
 
 def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: float = 1.0) -> FloatArray:
     """Move and stretch the features that are regenerated; kept ones stay.
 
     Args:
         landmarks: (478, 2) xy in pixels of a square crop.
-        core: (1, 1, S, S), 1 = regenerate. A feature is changed only if it lies in there before and after.
+        core: (1, 1, S, S), 1 = regenerate. A feature moves only in there: less far where it would leave it.
         seed: the same seed changes every face alike, so that a person looks the same in every frame.
         amount: 1 moves the features by about 8% of the inter-ocular distance on average; 0 changes nothing.
     """
@@ -65,11 +70,21 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
     axes = np.stack([across, np.array([-across[1], across[0]])])  # rows: towards the subject's left, down
     changed = landmarks.copy()
     for group in groups:
-        moved = {feature: _move(landmarks[list(feature.points)], feature, axes, unit) for feature in group}
-        if all(_inside(landmarks[list(f.points)], core) and _inside(points, core) for f, points in moved.items()):
-            for feature, points in moved.items():
-                changed[list(feature.points)] = points
+        for feature, points in _largest_fitting(group, landmarks, axes, unit, core).items():
+            changed[list(feature.points)] = points
     return changed
+
+
+def _largest_fitting(
+    group: tuple[_Feature, ...], landmarks: FloatArray, axes: FloatArray, unit: float, core: Tensor
+) -> dict[_Feature, FloatArray]:
+    """The features of a group after the largest share of their change that stays inside `core`; none if none does."""
+    if all(_inside(landmarks[list(feature.points)], core) for feature in group):
+        for share in _SHARES:
+            moved = {f: _move(landmarks[list(f.points)], f.scaled(share), axes, unit) for f in group}
+            if all(_inside(points, core) for points in moved.values()):
+                return moved
+    return {}
 
 
 def _draw(seed: int) -> NDArray[np.float64]:

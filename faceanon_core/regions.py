@@ -76,9 +76,11 @@ def region_mask(
     keep = labels_to_mask(labels, kept)
     # a region of the face that was not asked for stays, though growth would reach into it
     unasked = labels_to_mask(labels, region_labels(("face",)) - wanted - kept)
+    # nor does growth reach into hair: it stays, and the new face comes to lie under it
+    covered = labels_to_mask(labels, frozenset({"hair", "hat"}) - wanted - kept)
     # growth beyond the face would leave a ring to regenerate around a face that is kept whole
     regenerate = labels_to_mask(labels, wanted - kept)  # a kept region does not grow: around kept skin nothing changes
-    regenerate = grow_mask(regenerate, choice.grow_px * scale) * (1 - unasked)
+    regenerate = grow_mask(regenerate, choice.grow_px * scale) * (1 - unasked) * (1 - covered)
     if painted is not None:
         regenerate, keep = _combine(regenerate, keep, painted)
     core = regenerate * (1 - _dilate_square(keep, max(KEEP_DILATION_PX * scale, GUARD_PX)))

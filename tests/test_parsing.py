@@ -24,7 +24,7 @@ def test_the_labels_are_celebamask_hqs_in_order() -> None:
 
 
 def test_a_real_face_has_every_region_the_parser_promises_and_no_other(labels) -> None:
-    assert {LABELS[i] for i in np.unique(labels)} == LandmarkParser.delivers
+    assert {LABELS[i] for i in np.unique(labels)} == LandmarkParser.delivers | {"hair"}  # of which only a part is found
 
 
 def test_regions_lie_where_a_face_has_them(labels) -> None:
@@ -36,8 +36,9 @@ def test_regions_lie_where_a_face_has_them(labels) -> None:
 
 
 def test_regions_follow_the_face(labels, crop) -> None:
-    moved = LandmarkParser().parse(crop.pixels, crop.landmarks + np.array([10, -6], np.float32))
-    assert np.array_equal(moved[:-6, 10:], labels[6:, :-10])
+    blank = np.zeros_like(crop.pixels)  # the regions of the mesh alone: hair is where the picture shows it
+    still, moved = (LandmarkParser().parse(blank, crop.landmarks + np.array(by, np.float32)) for by in ((0, 0), (10, -6)))
+    assert np.array_equal(moved[:-6, 10:], still[6:, :-10])
 
 
 @pytest.mark.parametrize(

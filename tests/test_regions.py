@@ -95,7 +95,7 @@ def test_the_whole_face_grows_outward_into_the_background() -> None:
     [
         RegionChoice(keep=("face",)),
         RegionChoice(("eyes",), ("eyes",)),
-        RegionChoice(("hair",)),  # this face's map has none
+        RegionChoice(("hat",)),  # this face's map has none
         RegionChoice(()),
     ],
 )

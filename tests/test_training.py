@@ -20,12 +20,15 @@ from safetensors.torch import load_file
 from faceanon_core.attributes import BY_NAME
 from faceanon_core.diffusion import load_vae
 from faceanon_core.errors import FaceAnonError
+from faceanon_core.faces import FaceDetector
+from faceanon_core.geometry import LIPS_OUTER, RIGHT_EYE, inter_ocular
 from faceanon_core.training.data import FaceSet, batch_at
 from faceanon_core.training.encoder import EncoderSettings, augment, train_encoder
 from faceanon_core.training.labels import caption_attributes, label_faces
 from faceanon_core.training.loop import cosine_rate, load_checkpoint, save_checkpoint
 from faceanon_core.training.unet import UnetSettings, train_unet
 from faceanon_core.training.vae import VaeSettings, train_vae
+from faceanon_core.training.warp import bend_proportions
 from faceanon_core.weights import ASSETS
 
 COUNT = 4
@@ -224,3 +227,14 @@ def test_the_real_test_set_loads_whole_with_landmarks_inside_its_crops(shared_fa
     assert ((faces.landmarks > -30) & (faces.landmarks < 286)).all()
     for i in range(0, 302, 50):
         assert faces.image(i).shape == (256, 256, 3)
+
+
+def test_a_bent_picture_shows_the_face_where_its_landmarks_say(crop) -> None:
+    bent, landmarks = bend_proportions(crop.pixels, crop.landmarks, seed=3, amount=1.0)
+    with FaceDetector() as detector:
+        (found,) = detector.detect(bent)
+    unit = inter_ocular(crop.landmarks)
+    moved = np.linalg.norm(landmarks - crop.landmarks, axis=1)[list(RIGHT_EYE + LIPS_OUTER)].mean() / unit
+    missed = np.linalg.norm(landmarks - found.landmarks, axis=1)[list(RIGHT_EYE + LIPS_OUTER)].mean() / unit
+    assert moved > 0.05 and missed < 0.04
+    assert np.abs(bent[0].astype(int) - crop.pixels[0]).mean() < 4  # the picture's edge stays

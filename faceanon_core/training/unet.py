@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from ..sketch import face_sketch, hide_face
 from ..skin import crop_skin_tone
 from .data import FaceSet, batch_at
 from .loop import Ema, Run, train
+from .warp import bend_proportions
 
 _SKIN = LEARNED.index(BY_NAME["skin"])
 _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mouth", "lips")
@@ -38,6 +40,8 @@ class UnetSettings:
     seed: int = 0
     drop_all: float = 0.1  # share of samples with every attribute unknown
     drop_one: float = 0.25  # chance of each attribute to be unknown
+    bend: float = 0.7  # share of samples bent to other proportions, as the drawing of an anonymized face has them
+    no_hair: float = 0.15  # share of samples whose mask runs through hair that hangs over the face
     exposure: float = 0.5  # share of samples in other light: the data are evenly lit, photographs are not
     no_light: float = 0.1  # share of samples whose sketch does not show the skin's light
     no_sketch: float = 0.15  # share of samples with plain grey in the hole, as ComfyUI's stock node gives
@@ -83,8 +87,12 @@ class LatentCache:
             if rng.random() < self.settings.exposure:
                 images[row] = _other_light(images[row], rng)
             pixels = (images[row].permute(1, 2, 0) * 255).round().byte().numpy()
+            if rng.random() < self.settings.bend:
+                pixels, landmarks = bend_proportions(pixels, landmarks, int(rng.integers(1 << 31)), rng.uniform(0.3, 1.2))
+                images[row] = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
             self.targets[i, _SKIN] = 1 + BY_NAME["skin"].values.index(crop_skin_tone(pixels, landmarks))
-            core = self._random_mask(landmarks, rng)
+            blank = rng.random() < self.settings.no_hair
+            core = self._random_mask(np.zeros_like(pixels) if blank else pixels, landmarks, rng)
             light = None if rng.random() < self.settings.no_light else skin_light(pixels, landmarks)
             filling = 0.5 if rng.random() < self.settings.no_sketch else face_sketch(landmarks, 256, light)
             hidden[row] = hide_face(images[row : row + 1], core, filling)[0]
@@ -97,12 +105,12 @@ class LatentCache:
         self.latents[indices], self.masked[indices] = latents.half(), masked.half()
         self.view[indices] = view
 
-    def _random_mask(self, landmarks: FloatArray, rng: np.random.Generator) -> Tensor:
+    def _random_mask(self, pixels: NDArray[np.uint8], landmarks: FloatArray, rng: np.random.Generator) -> Tensor:
         """The whole face, the whole face with random parts kept, random parts alone, or the whole picture.
 
         The last teaches the model to make a target face out of attributes and a sketch only.
         """
-        labels = self.parser.parse(np.zeros((256, 256, 3), np.uint8), landmarks)
+        labels = self.parser.parse(pixels, landmarks)
         grow = float(rng.uniform(4, 30))
         kind = rng.random()
         if kind < 0.1:
