@@ -80,8 +80,8 @@ class IdentityCheck:
     RETURN_TYPES = ("IMAGE", "STRING", "BOOLEAN")
     RETURN_NAMES = ("image", "report", "passed")
     DESCRIPTION = (
-        "Finds the faces of the source anew and compares each with the result: is it a near copy, or does a recogniser "
-        "take it for the same person? A face that fails stops the graph or is covered; nothing passes unchecked."
+        "Finds the faces of the source anew and looks at each in the result: is it a near copy, does a recogniser take it "
+        "for the same person, is it a face at all? One that fails stops the graph or is covered; nothing passes unchecked."
     )
     SEARCH_ALIASES = ("verify", "face recognition", "similarity", "re-identification", "privacy")
 
@@ -147,7 +147,7 @@ class RetrySampler:
     RETURN_NAMES = ("image", "report")
     DESCRIPTION = (
         "Takes the places of Inpaint Faces, Attribute-Guided Sampler, VAE Decode and Stitch Faces, and checks every face. "
-        "One that is too similar to its source is made again with another seed, more strength and other proportions."
+        "One that is too similar to its source, or no face, is made again: with another seed, and pushed harder if similar."
     )
     SEARCH_ALIASES = ("KSampler", "anonymize", "loop", "retry", "identity check")
 
@@ -189,17 +189,16 @@ class RetrySampler:
         denoise: float, tries: int, on_failure: str,
     ) -> tuple[Tensor, str]:  # fmt: skip
         from ..faceanon_core.faces import FaceDetector
-        from ..faceanon_core.identity import judge_face
-        from ..faceanon_core.pipeline import TRY_SEED, push_harder
-        from ..faceanon_core.retry import until_anonymous
+        from ..faceanon_core.judge import judge_face
+        from ..faceanon_core.retry import TRY_SEED, push_harder, until_anonymous
         from ..faceanon_core.tracking import person_rows
         from . import comfy_bridge
 
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
 
-        def make(attempt: int) -> Tensor:
-            strength, moved = push_harder(guidance.settings.strength, proportions, attempt)
+        def make(attempt: int, pushes: int) -> Tensor:
+            strength, moved = push_harder(guidance.settings.strength, proportions, pushes)
             number = (seed + attempt * TRY_SEED) % _SEEDS
             pushed = replace(guidance, settings=replace(guidance.settings, strength=strength))
             conditioning = InpaintFaces().encode(positive, negative, vae, crops, mask, sketch, moved, number)
@@ -221,15 +220,12 @@ class RetrySampler:
 
 def _cover_failed(stitched: Tensor, crops: Any, done: Any, on_failure: str) -> Tensor:
     """Raises: AnonymizationError for the policy stop."""
-    from ..faceanon_core.pipeline import redact_crop, too_alike
+    from ..faceanon_core.pipeline import redact_crop
 
     if not done.failed:
         return stitched
     if on_failure == "stop":
-        worst = [verdict for row in done.failed for verdict in done.verdicts[row]]
-        raise AnonymizationError(
-            f"{len(done.failed)} faces failed: {too_alike(worst, max(done.tries))}; nothing is passed on"
-        )
+        raise AnonymizationError(f"{len(done.failed)} faces failed: {done.reason}; nothing is passed on")
     before = to_pixels(stitched)
     covered = list(before)
     for row in done.failed:
@@ -239,9 +235,13 @@ def _cover_failed(stitched: Tensor, crops: Any, done: Any, on_failure: str) -> T
 
 
 def _retry_report(crops: Any, done: Any) -> str:
+    from ..faceanon_core.judge import NO_FACE
+
     lines = []
     for row, (index, _) in enumerate(crops):
-        said = ", ".join(f"{v.recogniser} {v.similarity:.2f} (at most {v.limit:.2f})" for v in done.verdicts[row])
+        judgement = done.judgements[row]
+        said = ", ".join(f"{v.recogniser} {v.similarity:.2f} (at most {v.limit:.2f})" for v in judgement.verdicts)
+        said += "" if judgement.is_face else f"; {NO_FACE}"
         outcome = "FAILED, covered" if row in done.failed else "passed"
         lines.append(f"picture {index + 1}, face {row + 1}: {outcome} after try {done.tries[row]}; {said}")
     return "\n".join(lines)

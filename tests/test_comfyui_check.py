@@ -157,6 +157,24 @@ def test_a_face_that_never_passes_stops_the_graph_or_is_covered(listed: Path, re
     assert torch.allclose(image[0, y - 5 : y + 5, x - 5 : x + 5], torch.tensor(128 / 255))
 
 
+def test_a_ruined_face_stops_the_graph_though_no_recogniser_knows_it(
+    listed: Path, retry_inputs: dict[str, Any], demo: dict[str, Any], portrait: torch.Tensor
+) -> None:
+    target, _ = run_node("TargetFace")
+    (guidance,) = run_node("AttributeGuidance", encoder=demo["encoder"], target=target, strength=100.0)
+    ruinous = {**retry_inputs, "guidance": guidance, "steps": 6, "recogniser": load(1.0), "tries": 2}
+    with pytest.raises(Exception, match="1 faces failed: after 2 tries no face is recognisable in the result; nothing"):
+        run_node("RetrySampler", **ruinous)
+    image, report = run_node("RetrySampler", **ruinous, on_failure="redact")
+    assert "FAILED, covered after try 2" in report and "no face is recognisable in the result" in report
+    _, _, passed = run_node("IdentityCheck", source=portrait, result=image, recogniser=load(1.0))
+    assert passed  # a cover is no ruin
+    noisy = portrait.clone()
+    noisy[:, 50:200, 150:300] = torch.rand(1, 150, 150, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(Exception, match=r"the identity check failed for 1 faces: .* no face is recognisable in the result"):
+        run_node("IdentityCheck", source=portrait, result=noisy, recogniser=load(1.0))
+
+
 def test_a_further_try_makes_another_face_that_passes(listed: Path, retry_inputs: dict[str, Any]) -> None:
     _, report = run_node("RetrySampler", **retry_inputs, recogniser=load(1.0))
     first = float(report.split("MobileFaceNet ")[1].split()[0])

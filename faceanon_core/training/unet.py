@@ -16,6 +16,7 @@ from ..attributes import BY_NAME, LEARNED, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
 from ..errors import InputError
 from ..geometry import FloatArray
+from ..image import tensor_to_pixels
 from ..light import skin_light
 from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
@@ -82,7 +83,7 @@ class LatentCache:
             landmarks = self.faces.landmarks[i]
             if rng.random() < self.settings.exposure:
                 images[row] = _other_light(images[row], rng)
-            pixels = (images[row].permute(1, 2, 0) * 255).round().byte().numpy()
+            pixels = tensor_to_pixels(images[row : row + 1])[0]
             self.targets[i, _SKIN] = 1 + BY_NAME["skin"].values.index(crop_skin_tone(pixels, landmarks))
             core = self._random_mask(landmarks, rng)
             light = None if rng.random() < self.settings.no_light else skin_light(pixels, landmarks)
