@@ -77,8 +77,8 @@ class IdentityCheck:
     TITLE = "Identity Check"
     CATEGORY = CATEGORY
     FUNCTION = "check"
-    RETURN_TYPES = ("IMAGE", "STRING", "BOOLEAN")
-    RETURN_NAMES = ("image", "report", "passed")
+    RETURN_TYPES = ("IMAGE", "STRING", "BOOLEAN", "FACE_CHECKS")
+    RETURN_NAMES = ("image", "report", "passed", "checks")
     DESCRIPTION = (
         "Finds the faces of the source anew and looks at each in the result: is it a near copy, does a recogniser take it "
         "for the same person, is it a face at all? One that fails stops the graph or is covered; nothing passes unchecked."
@@ -110,16 +110,17 @@ class IdentityCheck:
 
     def check(
         self, source: Tensor, result: Tensor, recogniser: Any, on_failure: str, faces: Any = None
-    ) -> tuple[Tensor, str, bool]:
+    ) -> tuple[Tensor, str, bool, list[Any]]:
         from ..faceanon_core.check import check_picture
         from ..faceanon_core.faces import FaceDetector, Scan
         from ..faceanon_core.pipeline import redact_face
+        from ..faceanon_core.report import CheckedFace
 
         before, after = to_pixels(source, "source"), to_pixels(result, "result")
         check_pair(before, after, "source", "result")
         if faces is not None:
             check_count(before, faces)
-        lines, failures, covered = [], [], list(after)
+        lines, failures, covered, checks = [], [], list(after), []
         with FaceDetector(task_folders=model_folders()) as detector:
             for number, pixels in enumerate(one_by_one(before)):
                 scan = detector.scan(pixels) if faces is None else Scan(faces[number], [])
@@ -129,12 +130,13 @@ class IdentityCheck:
                     )
                 for face in check_picture(pixels, after[number], scan, recogniser, detector):
                     lines.append(f"picture {number + 1}, face {face}")
+                    checks.append(CheckedFace(number, face.face.box, face.verdicts, face.problem))
                     if not face.passed:
                         failures.append(lines[-1])
                         covered[number] = redact_face(covered[number], face.face)
         if failures and on_failure == "stop":
             raise AnonymizationError(f"the identity check failed for {len(failures)} faces: {'; '.join(failures)}")
-        return _put_back(result, after, covered), "\n".join(lines), not failures
+        return _put_back(result, after, covered), "\n".join(lines), not failures, checks
 
 
 class RetrySampler:
@@ -143,8 +145,8 @@ class RetrySampler:
     TITLE = "Retry Sampler (until anonymous)"
     CATEGORY = CATEGORY
     FUNCTION = "sample"
-    RETURN_TYPES = ("IMAGE", "STRING")
-    RETURN_NAMES = ("image", "report")
+    RETURN_TYPES = ("IMAGE", "STRING", "FACE_CHECKS")
+    RETURN_NAMES = ("image", "report", "checks")
     DESCRIPTION = (
         "Takes the places of Inpaint Faces, Attribute-Guided Sampler, VAE Decode and Stitch Faces, and checks every face. "
         "One that is too similar to its source, or no face, is made again: with another seed, and pushed harder if similar."
@@ -187,7 +189,7 @@ class RetrySampler:
         self, image: Tensor, model: Any, vae: Any, positive: Any, negative: Any, crops: Any, mask: Tensor, seam: Tensor,
         guidance: Any, recogniser: Any, sketch: bool, proportions: float, seed: int, steps: int, cfg: float, scheduler: str,
         denoise: float, tries: int, on_failure: str,
-    ) -> tuple[Tensor, str]:  # fmt: skip
+    ) -> tuple[Tensor, str, list[Any]]:  # fmt: skip
         from ..faceanon_core.faces import FaceDetector
         from ..faceanon_core.judge import judge_face
         from ..faceanon_core.retry import TRY_SEED, push_harder, until_anonymous
@@ -215,7 +217,8 @@ class RetrySampler:
 
         with FaceDetector(task_folders=model_folders()) as detector:
             done = until_anonymous(make, judge, person_rows([crop for _, crop in crops]), tries)
-        return _cover_failed(stitch(done.results), crops, done, on_failure), _retry_report(crops, done)
+        covered = _cover_failed(stitch(done.results), crops, done, on_failure)
+        return covered, _retry_report(crops, done), _checked_faces(crops, done)
 
 
 def _cover_failed(stitched: Tensor, crops: Any, done: Any, on_failure: str) -> Tensor:
@@ -245,6 +248,16 @@ def _retry_report(crops: Any, done: Any) -> str:
         outcome = "FAILED, covered" if row in done.failed else "passed"
         lines.append(f"picture {index + 1}, face {row + 1}: {outcome} after try {done.tries[row]}; {said}")
     return "\n".join(lines)
+
+
+def _checked_faces(crops: Any, done: Any) -> list[Any]:
+    from ..faceanon_core.geometry import Box
+    from ..faceanon_core.report import CheckedFace
+
+    return [
+        CheckedFace(index, Box.around(crop.frame.to_image(crop.landmarks)), judgement.verdicts, judgement.problem)
+        for (index, crop), judgement in zip(crops, done.judgements, strict=True)
+    ]
 
 
 def _put_back(image: Tensor, before: list[NDArray[np.uint8]], after: list[NDArray[np.uint8]]) -> Tensor:
