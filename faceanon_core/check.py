@@ -13,10 +13,12 @@ from .crop import crop_face
 from .errors import AnonymizationError, ShapeError
 from .faces import Face, FaceDetector, Scan, Unfitted, is_same_face
 from .geometry import FACE_OVAL, FloatArray
-from .identity import Recogniser, Verdict, judge_face
+from .identity import Recogniser, Verdict
+from .judge import judge_face
 
 NEAR_COPY = 0.8  # likeness from which a face counts as a copy of the original; measured in docs/PRIVACY.md
 _CROP_PX, _FINE_PX = 256, 64  # side of a face's crop, and of what is left of it for `likeness`
+_ONE_COLOUR = 4.0  # standard deviation, of 255, that compression leaves in a solid fill
 _DETAIL_SIGMA = 2.0  # of `_FINE_PX`: coarser structure is light and skin, which a new face shares with the old one
 
 
@@ -98,14 +100,22 @@ def _check_face(
         return _check_box(source, result, face)
     after = crop_face(result, face, _CROP_PX).pixels
     alike = likeness(crop.pixels, after, crop.landmarks[list(FACE_OVAL)])
-    verdicts = judge_face(crop, result, recognisers, detector)
-    failed = [verdict for verdict in verdicts if not verdict.passed]
+    judgement = judge_face(crop, result, recognisers, detector)
     problem = ""
     if alike >= NEAR_COPY:
         problem = "it is a near copy of the source's"
-    elif failed:
-        problem = f"{failed[0].recogniser} takes it for the same person"
-    return FaceCheck(face, alike, verdicts, problem)
+    elif judgement.too_alike:
+        problem = f"{judgement.too_alike[0].recogniser} takes it for the same person"
+    elif not _is_covered(after, crop.landmarks):
+        problem = judgement.problem
+    return FaceCheck(face, alike, judgement.verdicts, problem)
+
+
+def _is_covered(pixels: NDArray[np.uint8], landmarks: FloatArray) -> bool:
+    """Whether a crop shows one colour where the face was, as after `pipeline.redact_face`, also when it was compressed."""
+    inside = np.zeros(pixels.shape[:2], np.uint8)
+    cv2.fillConvexPoly(inside, cv2.convexHull(np.round(landmarks).astype(np.int32)), 1)
+    return float(pixels[inside > 0].std(0).max()) < _ONE_COLOUR
 
 
 def _check_box(source: NDArray[np.uint8], result: NDArray[np.uint8], face: Face | Unfitted) -> FaceCheck:

@@ -18,6 +18,7 @@ from .checks import check_image, check_mask
 from .errors import AnonymizationError, ShapeError
 from .faces import Face
 from .geometry import FloatArray, UprightFrame, fraction_outside, upright_frame, warp_square
+from .image import pixels_to_tensor, tensor_to_pixels
 
 MAX_OUTSIDE = 0.25  # share of the face outline beyond the border above which nothing sensible can be regenerated
 
@@ -35,7 +36,7 @@ class FaceCrop:
     @property
     def tensor(self) -> Tensor:
         """The crop as (1, 3, S, S) float 0..1."""
-        return torch.from_numpy(self.pixels).permute(2, 0, 1)[None].float() / 255
+        return pixels_to_tensor(self.pixels)
 
 
 def crop_face(image: NDArray[np.uint8], face: Face, size_px: int) -> FaceCrop:
@@ -72,7 +73,7 @@ def stitch_face(image: NDArray[np.uint8], crop: FaceCrop, result: Tensor, seam: 
     size = crop.frame.size_px
     if result.shape[-2:] != (size, size):
         raise ShapeError(f"the result is {result.shape[-1]}x{result.shape[-2]} but the crop is {size}x{size}")
-    new = (result[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    new = tensor_to_pixels(result)[0]
     if np.array_equal(new, crop.pixels):
         return image.copy()
     left, top, right, bottom = _window(crop.frame, image)

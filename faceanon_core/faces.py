@@ -34,6 +34,7 @@ TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless 
 COARSE = 3  # faces that are not upright are looked for in views of at least this part of the picture: 1 / COARSE
 INSIDE_SHARE = 0.35  # of a box must lie in the picture; less is the mirror image of a face near the border
 SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
+SAME_PLACE_IOU = 0.3  # of the boxes above which a face in a result takes the place of the source's
 TASK_FILE = OPTIONAL_MODELS["face_landmarker"]
 TASK_FILE_VARIABLE = "FACEANON_FACE_LANDMARKER"
 
@@ -139,7 +140,7 @@ class FaceDetector:
         unfitted: list[Unfitted] = []
         for proposal in self._proposals(image):
             landmarks = self._mesh(image, proposal)
-            if landmarks is not None:
+            if landmarks is not None and _reaches(image, landmarks):
                 faces.append(Face(Box.around(landmarks), proposal.score, landmarks))
             elif proposal.score >= UNFITTED_SCORE:
                 unfitted.append(Unfitted(proposal.box, proposal.score))
@@ -184,6 +185,11 @@ class FaceDetector:
                 offset = np.array([x - side / 2, y - side / 2], np.float32)
                 return (points / scale + offset).astype(np.float32)
         return None
+
+
+def _reaches(image: NDArray[np.uint8], landmarks: FloatArray) -> bool:
+    """Whether any of a face lies in the picture; the mirrored margin shows faces that do not."""
+    return Box.around(landmarks).intersection(Box(0, 0, image.shape[1], image.shape[0])) > 0
 
 
 @dataclass(frozen=True)
@@ -240,6 +246,12 @@ def is_same_face(a: Box, b: Box) -> bool:
     """Whether two boxes share so much that they hold one face."""
     smaller = min(a.area, b.area)
     return smaller > 0 and a.intersection(b) / smaller > SAME_FACE_OVERLAP
+
+
+def face_at(place: Box, found: Sequence[Face]) -> Face | None:
+    """The face that takes up a place of a picture; None if there is none."""
+    best = max(found, key=lambda face: face.box.iou(place), default=None)
+    return best if best is not None and best.box.iou(place) > SAME_PLACE_IOU else None
 
 
 def _distinct(faces: list[Face]) -> list[Face]:

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from .crop import FaceCrop
 from .errors import InputError, WeightsError
-from .faces import FaceDetector
-from .geometry import ARCFACE_PX, FloatArray, arcface_alignment, warp_square
+from .geometry import ARCFACE_PX, FloatArray, arcface_alignment
 
 CHECK_FAR = 0.01  # false-accept rate whose threshold decides; the stricter of the two that are measured
 
@@ -138,31 +137,6 @@ class Recogniser:
             raise WeightsError(f"{path} cannot be run on one 112x112 face crop") from error
         if len(vector) < 2 or not bool(np.isfinite(vector).all()):
             raise WeightsError(f"{path} gives no embedding for a face crop; it is no face-recognition network")
-
-
-def judge_face(
-    source: FaceCrop, result: NDArray[np.uint8], recognisers: Sequence[Recogniser], detector: FaceDetector,
-    max_similarity: float | None = None,
-) -> list[Verdict]:  # fmt: skip
-    """Compare one face of a picture with what became of it; one verdict per network.
-
-    Each takes the worse of two readings: at the source's landmarks, and at those found anew in the result.
-
-    Args:
-        source: the face, cut from the original picture.
-        result: (H, W, 3) uint8 RGB, the whole picture after.
-        max_similarity: in place of every network's own limit.
-    """
-    if not recognisers:
-        return []
-    after = warp_square(result, source.frame.matrix, source.frame.size_px)
-    places = [source.landmarks, *(found.landmarks for found in detector.detect(after)[:1])]
-    verdicts = []
-    for recogniser in recognisers:
-        before = recogniser.embed(source.pixels, source.landmarks)
-        similarities = [float(before @ recogniser.embed(after, place)) for place in places]
-        verdicts.append(Verdict(recogniser.name, max(similarities), recogniser.limit(max_similarity)))
-    return verdicts
 
 
 def card_path(network: Path) -> Path:

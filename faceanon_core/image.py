@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from .checks import MAX_PIXELS, check_size
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -38,6 +42,19 @@ class Picture:
     pixels: Pixels
     alpha: Pixels | None = None
     metadata: dict[str, bytes] = field(default_factory=dict)
+
+
+def tensor_to_pixels(images: Tensor) -> Pixels:
+    """(B, 3, H, W) float 0..1 -> (B, H, W, 3) uint8 RGB, rounded; values outside the range are clipped."""
+    pixels: Pixels = (images.permute(0, 2, 3, 1).clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return pixels
+
+
+def pixels_to_tensor(pixels: Pixels) -> Tensor:
+    """(H, W, 3) uint8 RGB -> (1, 3, H, W) float 0..1."""
+    import torch  # not at the top, so that the command line starts without it
+
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def load_picture(path: Path) -> Picture:

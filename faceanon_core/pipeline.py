@@ -27,14 +27,16 @@ from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, No
 from .faces import Face, FaceDetector, Unfitted
 from .geometry import Box, arcface_alignment
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
-from .identity import Recogniser, Verdict, judge_face
+from .identity import Recogniser, Verdict
 from .image import load_picture
+from .judge import Judgement, check_changed, judge_face
 from .leakage import kept_region_warning
 from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import change_proportions
 from .recognition import RecognitionNetwork
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
+from .retry import TRY_SEED, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
 from .target import Target, choose_target, fitting_attributes, gallery_target, source_attributes, target_from_pixels
@@ -46,8 +48,6 @@ log = logging.getLogger(__name__)
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
 Status = Literal["anonymized", "redacted", "kept"]
-TRY_SEED = 7919  # between the seeds of two tries
-MIN_CHANGE = 2 / 255  # mean absolute change of the regenerated pixels below which a face counts as unchanged
 
 
 @dataclass(frozen=True)
@@ -306,34 +306,26 @@ class Anonymizer:
             if callback is not None:
                 callback(step)
 
-        for attempt in range(settings.tries if self.recognisers else 1):
+        def make(attempt: int, pushes: int) -> Tensor:
             losses.clear()
-            result = self.regenerate(crop, mask, target, _another_try(settings, attempt), seed + attempt * TRY_SEED, on_step)
+            result = self.regenerate(crop, mask, target, _pushed(settings, pushes), seed + attempt * TRY_SEED, on_step)
             check_changed(crop.tensor, result, mask.core)
+            return result
+
+        def judge(result: Tensor) -> list[Judgement]:
             stitched = stitch_face(image, crop, result, mask.seam)
-            verdicts = judge_face(crop, stitched, self.recognisers, self.detector, settings.max_similarity)
-            if all(verdict.passed for verdict in verdicts):
-                return stitched, FaceReport(face, "anonymized", target.name, losses=losses, verdicts=verdicts)
-        raise AnonymizationError(too_alike(verdicts, settings.tries))
+            return [judge_face(crop, stitched, self.recognisers, self.detector, settings.max_similarity)]
+
+        done = until_anonymous(make, judge, [0], settings.tries)
+        if done.failed:
+            raise AnonymizationError(done.reason)
+        (judgement,) = done.judgements
+        report = FaceReport(face, "anonymized", target.name, losses=losses, verdicts=judgement.verdicts)
+        return stitch_face(image, crop, done.results, mask.seam), report
 
 
-def too_alike(verdicts: Sequence[Verdict], tries: int) -> str:
-    """Why a face failed the identity check, for the user."""
-    said = ", ".join(
-        f"{verdict.recogniser}: similarity {verdict.similarity:.2f}, at most {verdict.limit:.2f} was asked"
-        for verdict in verdicts
-        if not verdict.passed
-    )
-    return f"after {tries} {'try' if tries == 1 else 'tries'} it still looks like the source ({said})"
-
-
-def push_harder(strength: float, proportions: float, attempt: int) -> tuple[float, float]:
-    """Guidance strength and proportions of a further try, counted from 0: the pull grows and the features move further."""
-    return strength * 1.25**attempt, max(proportions, min(2.0, proportions * 1.15**attempt))
-
-
-def _another_try(settings: Settings, attempt: int) -> Settings:
-    strength, proportions = push_harder(settings.guidance.strength, settings.proportions, attempt)
+def _pushed(settings: Settings, pushes: int) -> Settings:
+    strength, proportions = push_harder(settings.guidance.strength, settings.proportions, pushes)
     return replace(settings, guidance=replace(settings.guidance, strength=strength), proportions=proportions)
 
 
@@ -350,18 +342,6 @@ def new_face_light(crop: FaceCrop, skin: str | None = None) -> Plane:
     """Light of the source's skin; on skin of another tone where `skin`, a value of that attribute, is asked for."""
     light = skin_light(crop.pixels, crop.landmarks)
     return light if skin is None else in_tone(light, skin)
-
-
-def check_changed(source: Tensor, result: Tensor, core: Tensor) -> None:
-    """Fail closed if the regenerated pixels hardly differ from the source's.
-
-    Raises: AnonymizationError.
-    """
-    if not bool(torch.isfinite(result).all()):
-        raise AnonymizationError("the model returned pixels that are not numbers")
-    change = float(((result - source).abs() * core).sum() / (3 * core.sum()))
-    if not change >= MIN_CHANGE:  # an empty core gives NaN, which must not pass
-        raise AnonymizationError(f"the face came out nearly unchanged (mean change {change * 255:.2f} of 255)")
 
 
 def redact_face(image: NDArray[np.uint8], face: Face | Unfitted, grow: float = 1.35) -> NDArray[np.uint8]:

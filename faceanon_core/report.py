@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from .faces import Face
-from .geometry import FACE_OVAL, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_EYE
+from .geometry import CONTEXT, FACE_OVAL, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_EYE, Box, warp_square
+from .identity import Verdict
 from .parsing import LABELS, LandmarkParser
 
 _OUTLINES = (FACE_OVAL, LEFT_EYE, RIGHT_EYE, LIPS_OUTER, LIPS_INNER)
@@ -19,6 +24,31 @@ _REGION_COLOURS = {
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _PAD_PX = 4  # left and right of a caption
 _TINT = 0.35  # opacity of the regions' colours
+_TILE_PX, _LINE_PX = 144, 24  # of a table of verdicts: side of a face, height of a line of text
+_PASSED, _FAILED = (20, 120, 50), (200, 30, 30)
+
+
+@dataclass(frozen=True)
+class CheckedFace:
+    """What a check found about one face: in which picture (from 0) and where; `problem` is "" if it passed."""
+
+    picture: int
+    box: Box
+    verdicts: list[Verdict] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def excess(self) -> float:
+        """How far the highest similarity lies above what may pass, below 0 if it may; infinite for another problem."""
+        if self.problem and all(verdict.passed for verdict in self.verdicts):
+            return float("inf")
+        return max((verdict.similarity - verdict.limit for verdict in self.verdicts), default=float("-inf"))
+
+    def __str__(self) -> str:
+        x, y = self.box.center
+        said = "".join(f", {v.recogniser} {v.similarity:.2f} (at most {v.limit:.2f})" for v in self.verdicts)
+        outcome = f"FAILED, {self.problem}" if self.problem else "passed"
+        return f"picture {self.picture + 1}, face near x {x:.0f}, y {y:.0f}: {outcome}{said}"
 
 
 def draw_faces(pixels: NDArray[np.uint8], faces: list[Face]) -> NDArray[np.uint8]:
@@ -88,12 +118,66 @@ def contact_sheet(
     return np.vstack([piece for band in bands for piece in (band, line)][:-1])
 
 
-def _caption(text: str, width: int, height: int, line_px: int) -> NDArray[np.uint8]:
-    """A white tile with black text in the middle of its height, smaller than the line where it would not fit."""
+def worst_first(faces: Sequence[CheckedFace]) -> list[CheckedFace]:
+    """Those that failed, then those that were closest to it."""
+    return sorted(faces, key=lambda face: (not face.problem, -face.excess))
+
+
+def verdict_text(faces: Sequence[CheckedFace]) -> str:
+    """A summary, then one line for every face."""
+    passed = sum(not face.problem for face in faces)
+    return "\n".join([f"{passed} of {len(faces)} faces passed", *map(str, faces)])
+
+
+def verdict_table(
+    faces: Sequence[CheckedFace], results: Sequence[NDArray[np.uint8]], sources: Sequence[NDArray[np.uint8]] | None = None
+) -> NDArray[np.uint8]:
+    """A table with one row for each face: source, result, similarity to the source, the highest that may pass, verdict.
+
+    Args:
+        results: (H, W, 3) uint8 RGB, every picture the faces are in.
+        sources: the same pictures before; None: their column is left out, since it shows whom the results must not show.
+    """
+    shown = [("source", sources)] if sources is not None else []
+    pictures = [*shown, ("result", results)]
+    columns = [*(title for title, _ in pictures), "similarity", "at most", "verdict"]
+    widths = [*[_TILE_PX] * len(pictures), 2 * _TILE_PX, _TILE_PX // 2 + 2 * _PAD_PX, 2 * _TILE_PX]
+    rows = [[_caption(title, width, _LINE_PX, _LINE_PX) for title, width in zip(columns, widths, strict=True)]]
+    for face in faces:
+        similar = [f"{verdict.recogniser} {verdict.similarity:.2f}" for verdict in face.verdicts] or ["-"]
+        bounds = [f"{verdict.limit:.2f}" for verdict in face.verdicts] or ["-"]
+        outcome = textwrap.wrap(f"FAILED: {face.problem}" if face.problem else "passed", 26)
+        colour = _FAILED if face.problem else _PASSED
+        cells = [_lines(similar, widths[-3]), _lines(bounds, widths[-2]), _lines(outcome, widths[-1], colour)]
+        rows.append([*(_face_tile(pixels[face.picture], face.box) for _, pixels in pictures), *cells])
+    bands = [side_by_side(row) for row in rows]
+    line = np.full((4, bands[0].shape[1], 3), 225, np.uint8)
+    return np.vstack([piece for band in bands for piece in (band, line)][:-1])
+
+
+def _face_tile(picture: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    scale = _TILE_PX / (CONTEXT * max(box.width, box.height, 1.0))
+    offset = (_TILE_PX - 1) / 2 - scale * np.array(box.center)
+    matrix = np.concatenate([scale * np.eye(2), offset[:, None]], axis=1).astype(np.float32)
+    return warp_square(picture, matrix, _TILE_PX)
+
+
+def _lines(texts: Sequence[str], width: int, colour: tuple[int, int, int] = (0, 0, 0)) -> NDArray[np.uint8]:
+    """A cell with text line by line; what does not fit its height is left out."""
+    shown = list(texts[: _TILE_PX // _LINE_PX])
+    left = _TILE_PX - _LINE_PX * len(shown)
+    gaps = [np.full((height, width, 3), 255, np.uint8) for height in (left // 2, left - left // 2)]
+    return np.vstack([gaps[0], *(_caption(text, width, _LINE_PX, _LINE_PX, colour) for text in shown), gaps[1]])
+
+
+def _caption(
+    text: str, width: int, height: int, line_px: int, colour: tuple[int, int, int] = (0, 0, 0)
+) -> NDArray[np.uint8]:
+    """A white tile with text in the middle of its height, smaller than the line where it would not fit."""
     tile = np.full((height, width, 3), 255, np.uint8)
     scale = line_px / 48 * min(1.0, (width - 2 * _PAD_PX) / max(1, _text_width(text, line_px)))
     base = height // 2 + round(11 * scale)  # a capital letter of this font is 22 px high at scale 1
-    cv2.putText(tile, text, (_PAD_PX, base), _FONT, scale, (0, 0, 0), max(1, round(1.5 * scale)), cv2.LINE_AA)
+    cv2.putText(tile, text, (_PAD_PX, base), _FONT, scale, colour, max(1, round(1.5 * scale)), cv2.LINE_AA)
     return tile
 
 

@@ -1,4 +1,4 @@
-"""Make faces again until every recogniser takes them for other people."""
+"""Make faces again until they are faces of other people."""
 
 from __future__ import annotations
 
@@ -8,46 +8,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .identity import Verdict
+from .judge import Judgement
+
+TRY_SEED = 7919  # between the seeds of two tries
 
 
 @dataclass(frozen=True)
 class Retried:
-    """`results` (faces, 3, S, S), each from its last try; per face its verdicts and number of tries; rows that failed."""
+    """`results` (faces, 3, S, S), each from its last try; per face its judgement and number of tries; rows that failed."""
 
     results: Tensor
-    verdicts: list[list[Verdict]]
+    judgements: list[Judgement]
     tries: list[int]
     failed: list[int]
 
+    @property
+    def reason(self) -> str:
+        """Why faces failed, for the user."""
+        count = max(self.tries)
+        problems = dict.fromkeys(self.judgements[row].problem for row in self.failed if not self.judgements[row].passed)
+        return f"after {count} {'try' if count == 1 else 'tries'} {'; '.join(problems)}"
+
 
 def until_anonymous(
-    make: Callable[[int], Tensor], judge: Callable[[Tensor], list[list[Verdict]]], people: Sequence[int], tries: int
+    make: Callable[[int, int], Tensor], judge: Callable[[Tensor], list[Judgement]], people: Sequence[int], tries: int
 ) -> Retried:
     """Repeat until all faces pass, at most `tries` times; a face that passed stays as it is.
 
     Args:
-        make: all faces for a try counted from 0, (faces, 3, S, S) float 0..1.
-        judge: the verdicts on each of such faces.
+        make: all faces, (faces, 3, S, S) float 0..1, for a try counted from 0 and the number of earlier ones after which a
+            face was too alike. Only these call for a harder push, which would ruin a face that is none even more.
+        judge: the judgement on each of such faces.
         people: whose each face is; all faces of a person are made again together, as in the frames of a video.
     """
-    results = make(0)
-    verdicts, taken = judge(results), [1] * len(people)
-    failed = _rows_of_failing_people(verdicts, people)
+    results = make(0, 0)
+    judgements, taken, pushes = judge(results), [1] * len(people), 0
+    failed = _rows_of_failing_people(judgements, people)
     for attempt in range(1, tries):
         if not failed:
             break
+        pushes += any(judgements[row].is_face and judgements[row].too_alike for row in failed)
         again = torch.zeros(len(people), dtype=torch.bool, device=results.device)
         again[failed] = True
-        results = torch.where(again[:, None, None, None], make(attempt), results)
+        results = torch.where(again[:, None, None, None], make(attempt, pushes), results)
         taken = [attempt + 1 if row in failed else count for row, count in enumerate(taken)]
-        verdicts = judge(results)
-        failed = _rows_of_failing_people(verdicts, people)
-    return Retried(results, verdicts, taken, failed)
+        judgements = judge(results)
+        failed = _rows_of_failing_people(judgements, people)
+    return Retried(results, judgements, taken, failed)
 
 
-def _rows_of_failing_people(verdicts: list[list[Verdict]], people: Sequence[int]) -> list[int]:
-    failing = {
-        person for person, of_face in zip(people, verdicts, strict=True) if not all(verdict.passed for verdict in of_face)
-    }
+def push_harder(strength: float, proportions: float, pushes: int) -> tuple[float, float]:
+    """Guidance strength and proportions after that many pushes: the pull grows and the features move further."""
+    return strength * 1.25**pushes, max(proportions, min(2.0, proportions * 1.15**pushes))
+
+
+def _rows_of_failing_people(judgements: list[Judgement], people: Sequence[int]) -> list[int]:
+    failing = {person for person, judgement in zip(people, judgements, strict=True) if not judgement.passed}
     return [row for row, person in enumerate(people) if person in failing]

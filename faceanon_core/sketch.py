@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from . import geometry
 from .geometry import FloatArray
+from .image import pixels_to_tensor
 from .light import Plane, paint_light
 
 _SHIFT = 4  # sub-pixel bits of OpenCV's drawing calls
@@ -53,7 +53,7 @@ def face_sketch(landmarks: FloatArray, size_px: int, light: Plane | None = None)
         rim = landmarks[list(iris[1:])] - landmarks[iris[0]]
         radius = round(float(np.linalg.norm(rim, axis=1).mean()) * 0.6 * (1 << _SHIFT))
         cv2.circle(canvas, (int(x), int(y)), max(1, radius), (20, 120, 20), -1, cv2.LINE_AA, _SHIFT)
-    return torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255
+    return pixels_to_tensor(canvas)
 
 
 def hide_face(image: Tensor, core: Tensor, filling: Tensor | float = 0.5) -> Tensor:

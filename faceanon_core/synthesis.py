@@ -20,6 +20,7 @@ from .encoder import DemoEncoder
 from .errors import InputError
 from .faces import FaceDetector
 from .geometry import FloatArray
+from .image import tensor_to_pixels
 from .light import in_tone
 from .parsing import LandmarkParser
 from .proportions import change_proportions
@@ -124,7 +125,7 @@ def synthesize_picture(model: DemoModel, attributes: Attributes, seed: int) -> N
     """
     check_learned(attributes)
     image = synthesize(model, attributes, [random_pose(attributes, seed)], [seed])
-    return (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    return tensor_to_pixels(image)[0]
 
 
 def describe_candidates(candidates: list[Candidate], asked: Attributes) -> str:

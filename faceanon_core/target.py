@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from .crop import FaceCrop, crop_face
 from .encoder import DemoEncoder
 from .errors import InputError, UnknownNameError
 from .faces import FaceDetector
-from .image import Picture, load_picture, save_picture
+from .image import Picture, load_picture, pixels_to_tensor, save_picture, tensor_to_pixels
 from .skin import crop_skin_tone, mouth_expression
 from .weights import GALLERY
 
@@ -55,7 +54,7 @@ def gallery_target(name: str, folders: Sequence[Path] = (GALLERY,)) -> Target:
     for folder in folders:
         if name in (index := _read_index(folder)):
             pixels = load_picture(_picture_file(folder, name)).pixels
-            return Target(name, torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, index[name])
+            return Target(name, pixels_to_tensor(pixels), index[name])
     raise UnknownNameError(f"there is no target named {name!r}; the gallery has {', '.join(sorted(gallery_index(folders)))}")
 
 
@@ -74,8 +73,7 @@ def save_target(target: Target, name: str, folder: Path, taken: Iterable[str] = 
     if name in index or name in taken or path.exists():
         raise InputError(f"there is a target named {name!r} already; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = (target.image[0].permute(1, 2, 0).cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    save_picture(Picture(pixels), path)
+    save_picture(Picture(tensor_to_pixels(target.image)[0]), path)
     partial = folder / "gallery.partial"
     partial.write_text(json.dumps(index | {name: target.attributes}, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / _INDEX)

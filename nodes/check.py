@@ -77,11 +77,11 @@ class IdentityCheck:
     TITLE = "Identity Check"
     CATEGORY = CATEGORY
     FUNCTION = "check"
-    RETURN_TYPES = ("IMAGE", "STRING", "BOOLEAN")
-    RETURN_NAMES = ("image", "report", "passed")
+    RETURN_TYPES = ("IMAGE", "STRING", "BOOLEAN", "FACE_CHECKS")
+    RETURN_NAMES = ("image", "report", "passed", "checks")
     DESCRIPTION = (
-        "Finds the faces of the source anew and compares each with the result: is it a near copy, or does a recogniser "
-        "take it for the same person? A face that fails stops the graph or is covered; nothing passes unchecked."
+        "Finds the faces of the source anew and looks at each in the result: is it a near copy, does a recogniser take it "
+        "for the same person, is it a face at all? One that fails stops the graph or is covered; nothing passes unchecked."
     )
     SEARCH_ALIASES = ("verify", "face recognition", "similarity", "re-identification", "privacy")
 
@@ -110,16 +110,17 @@ class IdentityCheck:
 
     def check(
         self, source: Tensor, result: Tensor, recogniser: Any, on_failure: str, faces: Any = None
-    ) -> tuple[Tensor, str, bool]:
+    ) -> tuple[Tensor, str, bool, list[Any]]:
         from ..faceanon_core.check import check_picture
         from ..faceanon_core.faces import FaceDetector, Scan
         from ..faceanon_core.pipeline import redact_face
+        from ..faceanon_core.report import CheckedFace
 
         before, after = to_pixels(source, "source"), to_pixels(result, "result")
         check_pair(before, after, "source", "result")
         if faces is not None:
             check_count(before, faces)
-        lines, failures, covered = [], [], list(after)
+        lines, failures, covered, checks = [], [], list(after), []
         with FaceDetector(task_folders=model_folders()) as detector:
             for number, pixels in enumerate(one_by_one(before)):
                 scan = detector.scan(pixels) if faces is None else Scan(faces[number], [])
@@ -129,12 +130,13 @@ class IdentityCheck:
                     )
                 for face in check_picture(pixels, after[number], scan, recogniser, detector):
                     lines.append(f"picture {number + 1}, face {face}")
+                    checks.append(CheckedFace(number, face.face.box, face.verdicts, face.problem))
                     if not face.passed:
                         failures.append(lines[-1])
                         covered[number] = redact_face(covered[number], face.face)
         if failures and on_failure == "stop":
             raise AnonymizationError(f"the identity check failed for {len(failures)} faces: {'; '.join(failures)}")
-        return _put_back(result, after, covered), "\n".join(lines), not failures
+        return _put_back(result, after, covered), "\n".join(lines), not failures, checks
 
 
 class RetrySampler:
@@ -143,11 +145,11 @@ class RetrySampler:
     TITLE = "Retry Sampler (until anonymous)"
     CATEGORY = CATEGORY
     FUNCTION = "sample"
-    RETURN_TYPES = ("IMAGE", "STRING")
-    RETURN_NAMES = ("image", "report")
+    RETURN_TYPES = ("IMAGE", "STRING", "FACE_CHECKS")
+    RETURN_NAMES = ("image", "report", "checks")
     DESCRIPTION = (
         "Takes the places of Inpaint Faces, Attribute-Guided Sampler, VAE Decode and Stitch Faces, and checks every face. "
-        "One that is too similar to its source is made again with another seed, more strength and other proportions."
+        "One that is too similar to its source, or no face, is made again: with another seed, and pushed harder if similar."
     )
     SEARCH_ALIASES = ("KSampler", "anonymize", "loop", "retry", "identity check")
 
@@ -187,19 +189,18 @@ class RetrySampler:
         self, image: Tensor, model: Any, vae: Any, positive: Any, negative: Any, crops: Any, mask: Tensor, seam: Tensor,
         guidance: Any, recogniser: Any, sketch: bool, proportions: float, seed: int, steps: int, cfg: float, scheduler: str,
         denoise: float, tries: int, on_failure: str,
-    ) -> tuple[Tensor, str]:  # fmt: skip
+    ) -> tuple[Tensor, str, list[Any]]:  # fmt: skip
         from ..faceanon_core.faces import FaceDetector
-        from ..faceanon_core.identity import judge_face
-        from ..faceanon_core.pipeline import TRY_SEED, push_harder
-        from ..faceanon_core.retry import until_anonymous
+        from ..faceanon_core.judge import judge_face
+        from ..faceanon_core.retry import TRY_SEED, push_harder, until_anonymous
         from ..faceanon_core.tracking import person_rows
         from . import comfy_bridge
 
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
 
-        def make(attempt: int) -> Tensor:
-            strength, moved = push_harder(guidance.settings.strength, proportions, attempt)
+        def make(attempt: int, pushes: int) -> Tensor:
+            strength, moved = push_harder(guidance.settings.strength, proportions, pushes)
             number = (seed + attempt * TRY_SEED) % _SEEDS
             pushed = replace(guidance, settings=replace(guidance.settings, strength=strength))
             conditioning = InpaintFaces().encode(positive, negative, vae, crops, mask, sketch, moved, number)
@@ -216,20 +217,18 @@ class RetrySampler:
 
         with FaceDetector(task_folders=model_folders()) as detector:
             done = until_anonymous(make, judge, person_rows([crop for _, crop in crops]), tries)
-        return _cover_failed(stitch(done.results), crops, done, on_failure), _retry_report(crops, done)
+        covered = _cover_failed(stitch(done.results), crops, done, on_failure)
+        return covered, _retry_report(crops, done), _checked_faces(crops, done)
 
 
 def _cover_failed(stitched: Tensor, crops: Any, done: Any, on_failure: str) -> Tensor:
     """Raises: AnonymizationError for the policy stop."""
-    from ..faceanon_core.pipeline import redact_crop, too_alike
+    from ..faceanon_core.pipeline import redact_crop
 
     if not done.failed:
         return stitched
     if on_failure == "stop":
-        worst = [verdict for row in done.failed for verdict in done.verdicts[row]]
-        raise AnonymizationError(
-            f"{len(done.failed)} faces failed: {too_alike(worst, max(done.tries))}; nothing is passed on"
-        )
+        raise AnonymizationError(f"{len(done.failed)} faces failed: {done.reason}; nothing is passed on")
     before = to_pixels(stitched)
     covered = list(before)
     for row in done.failed:
@@ -239,12 +238,26 @@ def _cover_failed(stitched: Tensor, crops: Any, done: Any, on_failure: str) -> T
 
 
 def _retry_report(crops: Any, done: Any) -> str:
+    from ..faceanon_core.judge import NO_FACE
+
     lines = []
     for row, (index, _) in enumerate(crops):
-        said = ", ".join(f"{v.recogniser} {v.similarity:.2f} (at most {v.limit:.2f})" for v in done.verdicts[row])
+        judgement = done.judgements[row]
+        said = ", ".join(f"{v.recogniser} {v.similarity:.2f} (at most {v.limit:.2f})" for v in judgement.verdicts)
+        said += "" if judgement.is_face else f"; {NO_FACE}"
         outcome = "FAILED, covered" if row in done.failed else "passed"
         lines.append(f"picture {index + 1}, face {row + 1}: {outcome} after try {done.tries[row]}; {said}")
     return "\n".join(lines)
+
+
+def _checked_faces(crops: Any, done: Any) -> list[Any]:
+    from ..faceanon_core.geometry import Box
+    from ..faceanon_core.report import CheckedFace
+
+    return [
+        CheckedFace(index, Box.around(crop.frame.to_image(crop.landmarks)), judgement.verdicts, judgement.problem)
+        for (index, crop), judgement in zip(crops, done.judgements, strict=True)
+    ]
 
 
 def _put_back(image: Tensor, before: list[NDArray[np.uint8]], after: list[NDArray[np.uint8]]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..faceanon_core.checks import check_image, check_mask
 from ..faceanon_core.errors import InputError, ShapeError
+from ..faceanon_core.image import tensor_to_pixels
 
 CATEGORY = "FaceAnon"
 ASKED_SKIN = "faceanon_skin"  # key in CONDITIONING: skin tone asked of the new face; missing where the source's stays
@@ -68,8 +69,7 @@ def from_mask(mask: Tensor, name: str = "mask") -> Tensor:
 
 def to_pixels(image: Tensor, name: str = "image") -> list[NDArray[np.uint8]]:
     """IMAGE -> one (H,W,3) uint8 array per picture."""
-    planes = from_image(image, name)
-    return list((planes.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy())
+    return list(tensor_to_pixels(from_image(image, name)))
 
 
 def from_pixels(pictures: list[NDArray[np.uint8]]) -> Tensor:

@@ -86,7 +86,7 @@ class StitchFaces:
 
     def stitch(self, image: Tensor, crops: Any, result: Tensor, seam: Tensor) -> tuple[Tensor]:
         from ..faceanon_core.crop import seam_in_image, stitch_face
-        from ..faceanon_core.pipeline import check_changed
+        from ..faceanon_core.judge import check_changed
 
         results, seams = from_image(result, "result"), match_batch(from_mask(seam, "seam"), len(crops), "seam")
         if len(results) != len(crops):

@@ -42,6 +42,50 @@ class BeforeAfter:
         return (from_pixels([contact_sheet([list(pair)], ["before", "after"]) for pair in zip(old, new, strict=True)]),)
 
 
+class ReportPreview:
+    """FACE_CHECKS + IMAGE -> IMAGE: a table of what a check found, worst first."""
+
+    TITLE = "Report Preview"
+    CATEGORY = CATEGORY
+    FUNCTION = "draw"
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("table", "report")
+    DESCRIPTION = (
+        "Draws what Identity Check or Retry Sampler found as a table: every face with its similarity to the source, the "
+        "highest that may pass, and the verdict. Failures come first."
+    )
+    SEARCH_ALIASES = ("report", "verdicts", "identity check", "table")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        rows = {
+            "default": 20, "min": 1, "max": 200,
+            "tooltip": "How many faces the table shows, the worst of them; the report has all.",
+        }  # fmt: skip
+        source = "Shows the source's faces beside! A preview then leaves a copy of them in ComfyUI's temp folder."
+        return {
+            "required": {
+                "checks": ("FACE_CHECKS", {"tooltip": "From Identity Check or Retry Sampler (until anonymous)."}),
+                "result": ("IMAGE", {"tooltip": "The pictures that were checked: the image output of the same node."}),
+                "rows": ("INT", rows),
+            },
+            "optional": {"source": ("IMAGE", {"tooltip": source})},
+        }
+
+    def draw(self, checks: Any, result: Tensor, rows: int, source: Tensor | None = None) -> tuple[Tensor, str]:
+        from ..faceanon_core.report import verdict_table, verdict_text, worst_first
+
+        after, before = to_pixels(result, "result"), None if source is None else to_pixels(source, "source")
+        if before is not None:
+            check_pair(before, after, "source", "result")
+        if any(face.picture >= len(after) for face in checks):
+            raise InputError(
+                f"the checks are of more pictures than the {len(after)} in result; connect those that were checked"
+            )
+        worst = worst_first(checks)
+        return from_pixels([verdict_table(worst[:rows], after, before)]), verdict_text(worst)
+
+
 class SeedStrengthSheet:
     """Samples the first face with every combination of seed and strength: one labelled IMAGE."""
 
@@ -142,4 +186,4 @@ def _at_strength(guidance: Any, strength: float) -> Any:
     return replace(guidance, target=guidance.target[:1], source=source, region=region, settings=settings, more=more)
 
 
-NODES = (BeforeAfter, SeedStrengthSheet)
+NODES = (BeforeAfter, SeedStrengthSheet, ReportPreview)

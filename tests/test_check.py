@@ -54,6 +54,17 @@ def test_a_new_face_and_a_covered_one_pass(anonymizer: Anonymizer, astronaut: Pi
         assert face.passed and face.likeness < NEAR_COPY, face
 
 
+def test_a_ruined_face_fails_and_one_solidly_covered_passes_also_when_compressed(anonymizer, astronaut, scan) -> None:
+    x, y = (round(value) for value in scan.faces[0].box.center)
+    noise = np.random.default_rng(0).integers(0, 256, (180, 150, 3), np.uint8)
+    ruined = astronaut.copy()
+    ruined[y - 90 : y + 90, x - 75 : x + 75] = noise
+    (failed,) = check_picture(astronaut, ruined, scan, [], anonymizer.detector)
+    assert not failed.passed and "no face is recognisable in the result" in str(failed)
+    (passed,) = check_picture(astronaut, jpeg(redact_face(astronaut, scan.faces[0])), scan, [], anonymizer.detector)
+    assert passed.passed
+
+
 def test_a_face_no_mesh_fits_or_that_the_border_cuts_is_compared_by_its_box(
     anonymizer: Anonymizer, astronaut: Pixels, cut_portrait: Pixels, scan: Scan
 ) -> None:

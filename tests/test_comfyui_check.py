@@ -102,18 +102,18 @@ def test_the_check_stops_at_the_source_itself_and_covers_it_on_request(listed: P
     inputs = {"source": portrait, "result": portrait, "recogniser": load()}
     with pytest.raises(Exception, match=r"the identity check failed for 1 faces: picture 1, face near .* near copy"):
         run_node("IdentityCheck", **inputs)
-    image, report, passed = run_node("IdentityCheck", **inputs, on_failure="redact")
+    image, report, passed, _ = run_node("IdentityCheck", **inputs, on_failure="redact")
     assert not passed and "FAILED" in report
     changed = (image != portrait).any(-1)[0]
     assert 0.01 < changed.float().mean() < 0.3 and len(image[0][changed].unique(dim=0)) == 1
-    _, _, passed = run_node("IdentityCheck", **{**inputs, "result": image})
+    _, _, passed, _ = run_node("IdentityCheck", **{**inputs, "result": image})
     assert passed
 
 
 def test_a_new_face_passes_untouched(listed: Path, retry_inputs: dict[str, Any], portrait: torch.Tensor) -> None:
-    result, _ = run_node("RetrySampler", **retry_inputs, recogniser=load(1.0), tries=1)
+    result, _, _ = run_node("RetrySampler", **retry_inputs, recogniser=load(1.0), tries=1)
     noisy = (result + 0.0001).clamp(0, 1)  # no 8-bit picture
-    image, report, passed = run_node("IdentityCheck", source=portrait, result=noisy, recogniser=load())
+    image, report, passed, _ = run_node("IdentityCheck", source=portrait, result=noisy, recogniser=load())
     assert passed and torch.equal(image, noisy) and "MobileFaceNet" in report
 
 
@@ -130,7 +130,7 @@ def test_pictures_without_a_face_or_of_another_size_cannot_be_checked(listed: Pa
 
 def test_one_try_equals_the_chain_of_nodes_it_replaces(listed: Path, retry_inputs: dict[str, Any]) -> None:
     given = retry_inputs
-    image, report = run_node("RetrySampler", **given, recogniser=load(1.0), seed=5)
+    image, report, _ = run_node("RetrySampler", **given, recogniser=load(1.0), seed=5)
     shared = {name: given[name] for name in ("positive", "negative", "vae", "crops", "mask")}
     positive, negative, latent = run_node("InpaintFaces", **shared, seed=5)
     inputs = {"model": given["model"], "vae": given["vae"], "guidance": given["guidance"], "steps": given["steps"]}
@@ -150,17 +150,35 @@ def test_a_face_that_never_passes_stops_the_graph_or_is_covered(listed: Path, re
     ):
         run_node("RetrySampler", **retry_inputs, recogniser=impossible, tries=2)
     assert (4, 4) in seen  # one progress bar: 2 tries of 2 steps
-    image, report = run_node("RetrySampler", **retry_inputs, recogniser=impossible, tries=1, on_failure="redact")
+    image, report, _ = run_node("RetrySampler", **retry_inputs, recogniser=impossible, tries=1, on_failure="redact")
     assert "FAILED, covered after try 1" in report
     crop = retry_inputs["crops"][0][1]
     x, y = crop.frame.to_image(crop.landmarks)[[4]].round().astype(int)[0]  # the nose
     assert torch.allclose(image[0, y - 5 : y + 5, x - 5 : x + 5], torch.tensor(128 / 255))
 
 
+def test_a_ruined_face_stops_the_graph_though_no_recogniser_knows_it(
+    listed: Path, retry_inputs: dict[str, Any], demo: dict[str, Any], portrait: torch.Tensor
+) -> None:
+    target, _ = run_node("TargetFace")
+    (guidance,) = run_node("AttributeGuidance", encoder=demo["encoder"], target=target, strength=100.0)
+    ruinous = {**retry_inputs, "guidance": guidance, "steps": 6, "recogniser": load(1.0), "tries": 2}
+    with pytest.raises(Exception, match="1 faces failed: after 2 tries no face is recognisable in the result; nothing"):
+        run_node("RetrySampler", **ruinous)
+    image, report, _ = run_node("RetrySampler", **ruinous, on_failure="redact")
+    assert "FAILED, covered after try 2" in report and "no face is recognisable in the result" in report
+    _, _, passed, _ = run_node("IdentityCheck", source=portrait, result=image, recogniser=load(1.0))
+    assert passed  # a cover is no ruin
+    noisy = portrait.clone()
+    noisy[:, 50:200, 150:300] = torch.rand(1, 150, 150, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(Exception, match=r"the identity check failed for 1 faces: .* no face is recognisable in the result"):
+        run_node("IdentityCheck", source=portrait, result=noisy, recogniser=load(1.0))
+
+
 def test_a_further_try_makes_another_face_that_passes(listed: Path, retry_inputs: dict[str, Any]) -> None:
-    _, report = run_node("RetrySampler", **retry_inputs, recogniser=load(1.0))
+    _, report, _ = run_node("RetrySampler", **retry_inputs, recogniser=load(1.0))
     first = float(report.split("MobileFaceNet ")[1].split()[0])
-    _, report = run_node("RetrySampler", **retry_inputs, recogniser=load(round(first - 0.02, 2)), tries=8)
+    _, report, _ = run_node("RetrySampler", **retry_inputs, recogniser=load(round(first - 0.02, 2)), tries=8)
     assert "passed after try" in report and "passed after try 1;" not in report
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -398,7 +399,7 @@ def test_files_that_are_no_feature_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.faces
-def test_the_command_measures_a_folder_and_a_second_run_gives_the_same(root, network, tmp_path: Path) -> None:
+def test_the_command_measures_a_folder_and_a_second_run_gives_the_same(root, network, tmp_path: Path, capsys) -> None:
     for path in sorted(root.glob("*.jpg"))[:3]:
         mirrored = np.asarray(Image.open(path))[:, ::-1]
         (tmp_path / "results").mkdir(exist_ok=True)
@@ -409,6 +410,8 @@ def test_the_command_measures_a_folder_and_a_second_run_gives_the_same(root, net
     if not has_open_input(network):
         words = words[:-2]
     assert evaluate(*words) == 0
+    said = capsys.readouterr().out
+    assert "results, MobileFaceNet: same person at 1% false accepts" in said and "rank 1 among 4: 100.0%" in said
     written = {name: (out / name).read_bytes() for name in ("rows.csv", "figures.json", "tables.md", "report.html")}
     figures = json.loads(written["figures.json"])
     assert set(figures["methods"]) == {"results", "blur", "solid"}
@@ -418,6 +421,27 @@ def test_the_command_measures_a_folder_and_a_second_run_gives_the_same(root, net
     assert evaluate(*words) == 0
     assert (out / "figures.json").read_bytes() == written["figures.json"]
     assert (out / "rows.csv").read_bytes() == written["rows.csv"]
+
+
+def test_dlib_judges_beside_the_network_that_checks(root, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("dlib", reason='no dlib: pip install -e ".[judge]"')
+    paths = sorted(root.glob("*.jpg"))
+    for path in paths:
+        pixels = np.asarray(Image.open(path))
+        shown = pixels[:, ::-1] if path != paths[0] else np.asarray(Image.open(paths[1]))  # the first shows another person
+        (tmp_path / "results").mkdir(exist_ok=True)
+        Image.fromarray(shown).save(tmp_path / "results" / path.name)
+    assert evaluate(root, tmp_path / "results", "-o", tmp_path / "out", "--recogniser", "dlib") == 0
+    assert f"results, dlib: same person at 1% false accepts {2 / 3:.1%}" in capsys.readouterr().out
+    with (tmp_path / "out" / "rows.csv").open() as handle:
+        ranks = {row["picture"]: int(row["rank dlib"]) for row in csv.DictReader(handle)}
+    assert ranks[paths[0].name] > 1 and all(ranks[path.name] == 1 for path in paths[1:])
+
+
+def test_without_dlib_the_judge_says_how_to_get_it(root, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    assert evaluate(root, root, "-o", tmp_path / "out", "--recogniser", "dlib") == 2
+    assert 'is not installed: pip install "faceanon[judge]"' in capsys.readouterr().err
 
 
 def has_open_input(network: Path) -> bool:

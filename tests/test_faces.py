@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,8 @@ import pytest
 from skimage import data
 
 from faceanon_core.errors import InputError, WeightsError
-from faceanon_core.faces import TASK_FILE_VARIABLE, FaceDetector
-from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE
+from faceanon_core.faces import TASK_FILE_VARIABLE, FaceDetector, face_at
+from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE, Box
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +174,17 @@ def test_the_tasks_api_finds_the_same_faces_and_landmarks(portrait, astronaut, f
         assert len(tasks.detect(row)) == 4
         assert len(tasks.detect(np.ascontiguousarray(astronaut[::-1, ::-1]))) == 1
     assert np.abs(found.landmarks - face.landmarks).mean() < 1
+
+
+def test_a_mesh_beside_the_picture_is_no_face_but_a_sure_detection_that_must_not_pass(astronaut, face, monkeypatch) -> None:
+    detector = FaceDetector(cross_check=False)
+    monkeypatch.setattr(detector, "_mesh", lambda image, proposal: face.landmarks - 1000)
+    scan = detector.scan(astronaut)
+    assert scan.faces == [] and len(scan.unfitted) == 1
+
+
+def test_the_face_at_a_place_is_the_one_that_takes_it_up(face) -> None:
+    beside = replace(face, box=Box(face.box.left + 200, face.box.top, face.box.right + 200, face.box.bottom))
+    small = replace(face, box=Box(face.box.left, face.box.top, face.box.left + 20, face.box.top + 20))
+    assert face_at(face.box, [beside, small, face]) == face
+    assert face_at(face.box, [beside, small]) is None and face_at(face.box, []) is None

@@ -16,7 +16,8 @@ from faceanon_core.cli import _fingerprint, main
 from faceanon_core.errors import AnonymizationError, InputError, WeightsError
 from faceanon_core.identity import LAYOUTS, Card, Recogniser, Verdict, card_text, content_hash, read_card
 from faceanon_core.image import list_pictures
-from faceanon_core.pipeline import Anonymizer, Settings, push_harder
+from faceanon_core.pipeline import Anonymizer, Settings
+from faceanon_core.retry import push_harder
 from faceanon_core.training.data import FaceSet
 
 QUICK = Settings(steps=2)

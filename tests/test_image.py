@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageCms
 
 from faceanon_core.errors import InputError
-from faceanon_core.image import SUFFIXES, Picture, load_picture, save_picture
+from faceanon_core.image import SUFFIXES, Picture, load_picture, pixels_to_tensor, save_picture, tensor_to_pixels
 
 GPS, MAKE, ORIENTATION = 0x8825, 0x010F, 0x0112
 # how an upright picture is stored by a camera held that way
@@ -218,3 +219,17 @@ def test_a_hundred_megapixels_are_refused_by_the_stated_limit(tmp_path: Path) ->
 def test_the_smallest_size_is_accepted(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
     assert load_picture(tmp_path / "small.png").pixels.shape == (64, 64, 3)
+
+
+# ---- pixels and tensors ----
+
+
+def test_pixels_survive_the_way_to_a_tensor_and_back(portrait) -> None:
+    tensor = pixels_to_tensor(portrait)
+    assert tensor.shape == (1, 3, *portrait.shape[:2]) and tensor[0, 1, 5, 7] == portrait[5, 7, 1] / 255
+    assert np.array_equal(tensor_to_pixels(torch.cat([tensor, 1 - tensor])), np.stack([portrait, 255 - portrait]))
+
+
+def test_values_are_rounded_and_those_out_of_range_are_clipped() -> None:
+    values = torch.tensor([-0.1, 0.6 / 255, 254.4 / 255, 1.1]).expand(1, 3, 1, 4)
+    assert tensor_to_pixels(values)[0, 0, :, 0].tolist() == [0, 1, 254, 255]

@@ -334,3 +334,17 @@ def test_parse_stops_on_a_face_no_mesh_fits_though_others_work(portrait: torch.T
     monkeypatch.setattr(detector, "_mesh", fit_right_half)
     with pytest.raises(Exception, match=r"1 faces were found that cannot be replaced \(no face mesh fits it\)"):
         run("ParseFaces", image=torch.cat([portrait, portrait], dim=2))
+
+
+def test_the_report_preview_shows_the_worst_of_the_faces_and_names_all(portrait: torch.Tensor, faces: Any) -> None:
+    from faceanon_core.report import CheckedFace
+
+    checks = [CheckedFace(0, faces[0][0].box), CheckedFace(1, faces[0][0].box, problem="it is a near copy")]
+    both = torch.cat([portrait, 1 - portrait])
+    table, report = run("ReportPreview", checks=checks, result=both, rows=1)
+    assert table.shape[1] == 24 + 4 + 144 and report.splitlines()[0] == "1 of 2 faces passed"
+    assert "picture 2, face near" in report.splitlines()[1] and "FAILED, it is a near copy" in report.splitlines()[1]
+    wider, _ = run("ReportPreview", checks=checks, result=both, source=both, rows=1)
+    assert wider.shape[2] > table.shape[2]
+    with pytest.raises(Exception, match="the checks are of more pictures than the 1 in result; connect those that were checked"):
+        run("ReportPreview", checks=checks, result=portrait)

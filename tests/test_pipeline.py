@@ -16,12 +16,12 @@ from faceanon_core.errors import AnonymizationError, Cancelled, FaceAnonError, I
 from faceanon_core.faces import Face, FaceDetector
 from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE
 from faceanon_core.guidance import GuidanceSettings
+from faceanon_core.judge import check_changed
 from faceanon_core.parsing import LandmarkParser
 from faceanon_core.pipeline import (
     Anonymizer,
     Result,
     Settings,
-    check_changed,
     new_face_attributes,
     redact_face,
     reference_settings,
@@ -65,14 +65,15 @@ class BrokenModel(Anonymizer):
 
 
 class NoMesh(FaceDetector):
-    """A detector that proposes faces but can fit no mesh to those left of a border."""
+    """A detector that proposes faces in a picture but can fit no mesh to those left of a border."""
 
     def __init__(self, border: float) -> None:
         super().__init__()
         self.border = border
 
     def _mesh(self, image, proposal):
-        return None if proposal.box.center[0] < self.border else super()._mesh(image, proposal)
+        is_crop = image.shape[:2] == (256, 256)  # in which results are looked at
+        return None if proposal.box.center[0] < self.border and not is_crop else super()._mesh(image, proposal)
 
 
 # what is changed, and what is not
@@ -234,6 +235,44 @@ def test_a_model_that_leaves_the_face_as_it_is_gets_nothing_past(anonymizer, ast
     assert reason in redacted.warnings[0]
 
 
+RUINED = {
+    "noise": lambda source: torch.rand(source.shape, generator=torch.Generator().manual_seed(0)),
+    "blobs": lambda source: torch.nn.functional.interpolate(
+        torch.rand((1, 3, 8, 8), generator=torch.Generator().manual_seed(0)), source.shape[-1], mode="bicubic"
+    ).clamp(0, 1),
+    "white": torch.ones_like,
+    "skin": lambda source: source[..., 150:151, 150:151].expand_as(source).contiguous(),
+}
+
+
+@pytest.mark.parametrize("kind", RUINED)
+def test_a_result_that_is_no_face_is_made_again_and_then_fails_closed(anonymizer, astronaut, face, kind: str) -> None:
+    made = []
+    broken = BrokenModel(anonymizer, lambda source: made.append(1) or RUINED[kind](source))
+    with pytest.raises(AnonymizationError, match="after 3 tries no face is recognisable in the result; nothing is written"):
+        broken.anonymize(astronaut, Settings(tries=3))
+    assert len(made) == 3
+    redacted = broken.anonymize(astronaut, Settings(tries=1, on_failure="redact"))
+    assert len(np.unique(redacted.pixels[covered(astronaut, face)], axis=0)) == 1
+
+
+def test_guidance_that_ruins_the_face_fails_closed(anonymizer, astronaut) -> None:
+    ruinous = Settings(steps=6, guidance=GuidanceSettings(strength=100.0), tries=2)
+    with pytest.raises(AnonymizationError, match="after 2 tries no face is recognisable in the result"):
+        anonymizer.anonymize(astronaut, ruinous)
+
+
+def test_a_face_that_is_one_on_the_second_try_is_emitted(anonymizer, astronaut) -> None:
+    made = []
+
+    def answer(source: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        return RUINED["noise"](source) if len(made) == 1 else source.flip(-1)
+
+    (report,) = BrokenModel(anonymizer, answer).anonymize(astronaut, QUICK).faces
+    assert report.status == "anonymized" and len(made) == 2
+
+
 def test_a_change_outside_the_mask_does_not_count(crop) -> None:
     core = torch.zeros(1, 1, 256, 256)
     core[..., :128] = 1
@@ -245,7 +284,7 @@ def test_a_change_outside_the_mask_does_not_count(crop) -> None:
 
 
 def test_a_face_no_mesh_fits_is_an_error_though_others_work(anonymizer, two_faces) -> None:
-    anonymizer = BrokenModel(anonymizer, lambda source: 1 - source)
+    anonymizer = BrokenModel(anonymizer, lambda source: source.flip(-1))
     anonymizer.detector = NoMesh(400)  # the large face at the left
     with pytest.raises(AnonymizationError, match=r"face 2 of 2 .* no face mesh fits it; nothing is written"):
         anonymizer.anonymize(two_faces, QUICK)

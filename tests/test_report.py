@@ -9,7 +9,8 @@ import pytest
 
 from faceanon_core.faces import Face
 from faceanon_core.geometry import LEFT_EYE, LIPS_INNER, RIGHT_EYE, Box
-from faceanon_core.report import contact_sheet, draw_faces
+from faceanon_core.identity import Verdict
+from faceanon_core.report import CheckedFace, contact_sheet, draw_faces, verdict_table, verdict_text, worst_first
 
 # landmarks whose mean lies inside a region, away from every line
 INSIDE = {
@@ -91,3 +92,40 @@ def test_a_long_title_is_made_to_fit_and_titles_grow_with_the_pictures() -> None
     small, large = (contact_sheet([[blank(side, side)]], ["after"]) for side in (256, 2048))
     assert ink(large) > 20 * ink(small)
     assert large.shape[0] - 2048 == 128 + 4
+
+
+# ---- verdicts ----
+
+
+PASSED, ALIKE = Verdict("MobileFaceNet", 0.31, 0.56), Verdict("MobileFaceNet", 0.71, 0.56)
+
+
+def checked(face: Face) -> list[CheckedFace]:
+    """One that passed, one clearly too alike, one nearly so, one that is no face."""
+    alike = "it still looks like the source"
+    rows = [([PASSED], ""), ([ALIKE], alike), ([Verdict("other", 0.57, 0.56), PASSED], alike), ([PASSED], "no face")]
+    return [CheckedFace(0, face.box, verdicts, problem) for verdicts, problem in rows]
+
+
+def test_failures_come_first_and_the_text_counts_them(face) -> None:
+    first = worst_first(checked(face))
+    assert [bool(one.problem) for one in first] == [True, True, True, False]
+    assert first[0].problem == "no face" and first[1].verdicts == [ALIKE]
+    said = verdict_text(first).splitlines()
+    assert said[0] == "1 of 4 faces passed" and len(said) == 5
+    x, y = face.box.center
+    assert said[-1] == f"picture 1, face near x {x:.0f}, y {y:.0f}: passed, MobileFaceNet 0.31 (at most 0.56)"
+
+
+def test_the_table_shows_each_face_with_a_coloured_verdict_and_the_source_only_if_given(astronaut, face) -> None:
+    inverted = 255 - astronaut
+    alone, beside = (verdict_table(checked(face), [inverted], sources) for sources in (None, [astronaut]))
+    tile = 144
+    assert alone.shape[0] == 4 * (tile + 4) + 24 and beside.shape[1] == alone.shape[1] + tile + 4
+    source, result = (beside[28 : 28 + tile, left : left + tile] for left in (0, tile + 4))
+    assert np.abs(source.astype(int) - (255 - result.astype(int))).mean() < 1  # the same place of both pictures
+    assert np.array_equal(alone[28 : 28 + tile, :tile], result)
+    for row, failed in enumerate([False, True, True, True]):
+        verdict = beside[28 + row * (tile + 4) : 28 + row * (tile + 4) + tile, -2 * tile :].astype(int)
+        assert (verdict[..., 0] - verdict[..., 1] > 100).any() == failed
+        assert (verdict[..., 1] - verdict[..., 0] > 50).any() != failed

@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..identity import Recogniser
     from .attacks import Bench
     from .baselines import Workshop
     from .harness import Figures, Gallery, Method, Row
-    from .observe import Observer
+    from .observe import Embedder, Observer
 
 _NEEDED = ("torchmetrics", "matplotlib", "jinja2")
+_DLIB = "dlib"  # in place of a file's name; see `dlib_network`
 _SEEN, _MADE = "seen", "made"  # folders in the output that make a run resumable
 
 
@@ -30,8 +31,9 @@ def add_evaluate(verbs: Any) -> None:
     parser.add_argument("results", type=Path, nargs="?", help="folder of anonymized pictures under the sources' names")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for report, figures and what was made")
     parser.add_argument(
-        "--recogniser", type=Path, nargs="+", action="extend", required=True, help="ONNX face-recognition networks"
-    )
+        "--recogniser", type=Path, nargs="+", action="extend", required=True,
+        help="ONNX face-recognition networks; dlib: dlib's, an independent judge (pip install faceanon[judge])",
+    )  # fmt: skip
     parser.add_argument(
         "--baselines", default="", help="also run, on the same pictures: blur,pixelate,solid,unguided,reference,default"
     )
@@ -49,14 +51,13 @@ def run(options: argparse.Namespace) -> int:
     Raises: InputError for folders that do not fit, a lacking package, or nothing to measure.
     """
     _check(options)
-    from ..identity import Recogniser
     from .attacks import Bench, run_attack
     from .harness import Gallery, find_thresholds
 
-    recognisers = [Recogniser(path) for path in options.recogniser]
-    observer = _observer(recognisers, options)
+    networks = [_open_network(path) for path in options.recogniser]
+    observer = _observer(networks, options)
     gallery = Gallery(options.sources, observer)
-    thresholds = {network.name: find_thresholds(gallery, network.name, network.card.thresholds) for network in recognisers}
+    thresholds = {network.name: find_thresholds(gallery, network.name, network.thresholds) for network in networks}
     bench = Bench(_workshop(options, gallery), gallery, observer, thresholds)
     methods: list[Method] = []
     rows: list[Row] = []
@@ -65,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         measured, figures["methods"][method.name] = bench.measure(method)
         methods.append(method)
         rows += measured
+        sys.stdout.write(identity_text(method.name, figures["methods"][method.name]["identity"]))
         write_report(figures, rows, methods, gallery, options.output)
     for name in _names(options.attacks):
         lines = run_attack(name, bench, methods)
@@ -120,7 +122,39 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _observer(recognisers: list[Recogniser], options: argparse.Namespace) -> Observer:
+class _Network(NamedTuple):
+    """A recogniser, what changes when it does, and its calibrated thresholds."""
+
+    name: str
+    embedder: Embedder
+    key: str
+    thresholds: dict[float, float]
+
+
+def _open_network(path: Path) -> _Network:
+    if str(path) == _DLIB:
+        from .dlib_network import DlibNetwork
+
+        judge = DlibNetwork()
+        return _Network(judge.name, judge, judge.key, {})
+    from ..identity import Recogniser
+
+    recogniser = Recogniser(path)
+    return _Network(recogniser.name, recogniser, f"{recogniser.sha256} {recogniser.card.layout}", recogniser.card.thresholds)
+
+
+def identity_text(method: str, identity: Figures) -> str:
+    """For people, one line per network: what it knows of a method's results."""
+    from .tables import say_share
+
+    return "".join(
+        f"{method}, {network}: same person at 1% false accepts {say_share(found['same_person']['0.01'])}; "
+        f"source found at rank 1 among {found['searched_among']}: {say_share(found['rank1'])}\n"
+        for network, found in identity.items()
+    )
+
+
+def _observer(networks: list[_Network], options: argparse.Namespace) -> Observer:
     from .features import OnnxFeatures
     from .observe import Observer
 
@@ -129,9 +163,8 @@ def _observer(recognisers: list[Recogniser], options: argparse.Namespace) -> Obs
         (options.output / _SEEN).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{options.output} cannot be written: {error.strerror}") from error
-    networks = {recogniser.name: recogniser for recogniser in recognisers}
-    keys = {recogniser.name: f"{recogniser.sha256} {recogniser.card.layout}" for recogniser in recognisers}
-    return Observer(networks, keys, options.output / _SEEN, features)
+    embedders, keys = {net.name: net.embedder for net in networks}, {net.name: net.key for net in networks}
+    return Observer(embedders, keys, options.output / _SEEN, features)
 
 
 def _workshop(options: argparse.Namespace, gallery: Gallery) -> Workshop:

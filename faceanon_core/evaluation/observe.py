@@ -21,14 +21,13 @@ from ..attributes import Attributes
 from ..crop import FaceCrop, crop_face
 from ..encoder import DemoEncoder, load_demo_encoder
 from ..errors import AnonymizationError
-from ..faces import Face, FaceDetector
+from ..faces import Face, FaceDetector, face_at
 from ..geometry import Box, FloatArray
 from ..image import load_picture
 from ..weights import ASSETS
 from .measures import detail
 
 CROP_PX = 256
-SAME_PLACE_IOU = 0.3  # of the boxes above which a face in a result replaces the source's face
 _FORMAT = 1  # of what is kept on disk
 DEMO_FEATURES = "the demo encoder"
 
@@ -118,7 +117,8 @@ class Observer:
         found = self.detector.detect(pixels)
         if places is None:
             return [seen for face in found if (seen := self._see(pixels, face.landmarks, face.landmarks)) is not None]
-        rows = [self._see(pixels, place, match_face(place, found)) for place in places]
+        at_places = [face_at(Box.around(place), found) for place in places]
+        rows = [self._see(pixels, place, f.landmarks if f else None) for place, f in zip(places, at_places, strict=True)]
         return [row for row in rows if row is not None]  # none is: the source's places were seen before
 
     def _see(self, pixels: NDArray[np.uint8], place: FloatArray, landmarks: FloatArray | None) -> Seen | None:
@@ -162,13 +162,6 @@ class DemoFeatures:
 def face_crop(pixels: NDArray[np.uint8], landmarks: FloatArray) -> FaceCrop:
     """The upright crop that everything but recognition is measured on. Raises: AnonymizationError as `crop_face`."""
     return crop_face(pixels, Face(Box.around(landmarks), 1.0, landmarks), CROP_PX)
-
-
-def match_face(place: FloatArray, found: list[Face]) -> FloatArray | None:
-    """Landmarks of the face in a result that lies where the source's was; None if there is none."""
-    box = Box.around(place)
-    best = max(found, key=lambda face: face.box.iou(box), default=None)
-    return best.landmarks if best is not None and best.box.iou(box) > SAME_PLACE_IOU else None
 
 
 @cache

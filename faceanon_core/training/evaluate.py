@@ -24,6 +24,7 @@ from ..evaluation.measures import landmark_distance, threshold_at
 from ..geometry import UprightFrame
 from ..guidance import feature_distance
 from ..identity import Recogniser
+from ..image import tensor_to_pixels
 from ..pipeline import Anonymizer, Settings
 from ..regions import RegionChoice, region_mask
 from ..report import contact_sheet
@@ -100,7 +101,7 @@ def _run(
     mask = region_mask(labels, settings.regions, anonymizer.parser)
     result = anonymizer.regenerate(crop, mask, target, settings, seed)
     mixed = crop.tensor + mask.seam * (result - crop.tensor)
-    return mixed, (mixed[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return mixed, tensor_to_pixels(mixed)[0]
 
 
 def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings, compare: bool) -> Measured:
@@ -169,6 +170,6 @@ def _sheet(
     for position in picked:
         i, result = indices[position], results[position]
         _, kept = _run(anonymizer, as_crop(faces, i), keep_eyes, result.target, settings.seed + i)
-        target = (result.target.image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        target = tensor_to_pixels(result.target.image)[0]
         rows.append([np.array(faces.image(i)), target, result.pixels, kept])
     return contact_sheet(rows, ["source", "target", "result", "result, eyes kept"])

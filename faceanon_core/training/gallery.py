@@ -15,7 +15,7 @@ from ..attributes import LEARNED, Attributes, describe, to_indices
 from ..diffusion import DemoModel
 from ..encoder import DemoEncoder
 from ..faces import FaceDetector
-from ..image import load_picture
+from ..image import load_picture, pixels_to_tensor, tensor_to_pixels
 from ..skin import crop_skin_tone
 from ..synthesis import random_pose, synthesize
 
@@ -51,7 +51,7 @@ def make_gallery(model: DemoModel, encoder: DemoEncoder, folder: Path, tries: in
             images = synthesize(model, asked, [random_pose(wish, seed) for seed in seeds], seeds)
             candidates = []
             for attempt, image in enumerate(images.split(1)):
-                pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+                pixels = tensor_to_pixels(image)[0]
                 found = detector.detect(pixels)
                 if len(found) == 1:
                     score = found[0].score + 2 * _agreement(encoder, image, wish) - 4 * _unrest(image)
@@ -71,7 +71,7 @@ def judge_gallery(encoder: DemoEncoder, folder: Path) -> None:
     with FaceDetector() as detector:
         for path in sorted(folder.glob("*.jpg")):
             pixels = load_picture(path).pixels
-            image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+            image = pixels_to_tensor(pixels)
             shown, sure = encoder.predict(image)[0]
             known = {name: shown[name] for name in ("sex", "age", "ethnicity") if sure[name] >= 0.5}
             if known.get("age") != WISHES.get(path.stem, {}).get("age"):

@@ -17,6 +17,7 @@ from ..attributes import BY_NAME, LEARNED, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
 from ..errors import InputError
 from ..geometry import FloatArray
+from ..image import tensor_to_pixels
 from ..light import skin_light
 from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
@@ -86,7 +87,7 @@ class LatentCache:
             landmarks = self.faces.landmarks[i]
             if rng.random() < self.settings.exposure:
                 images[row] = _other_light(images[row], rng)
-            pixels = (images[row].permute(1, 2, 0) * 255).round().byte().numpy()
+            pixels = tensor_to_pixels(images[row : row + 1])[0]
             if rng.random() < self.settings.bend:
                 pixels, landmarks = bend_proportions(pixels, landmarks, int(rng.integers(1 << 31)), rng.uniform(0.3, 1.2))
                 images[row] = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
