@@ -109,7 +109,7 @@ class FaceReport:
     status: Status
     target: str | None = None
     reason: str = ""  # why it was redacted or kept
-    losses: list[dict[str, float]] = field(default_factory=list)  # one entry per gradient of the guidance
+    readout: list[dict[str, float]] = field(default_factory=list)  # per step "sigma", and the losses where it has a gradient
     verdicts: list[Verdict] = field(default_factory=list)  # one per recogniser that checked it
 
     @property
@@ -298,22 +298,21 @@ class Anonymizer:
         mask = region_mask(self.parser.parse(crop.pixels, crop.landmarks), settings.regions, self.parser)
         seed = settings.seed + (0 if settings.same_seed else index)
         target = self.find_target(settings, crop, seed, used)
-        losses: list[dict[str, float]] = []
+        readout: list[dict[str, float]] = []
 
         def on_step(step: Step) -> None:
-            if step.losses:
-                losses.append(step.losses)
+            readout.append({"sigma": step.sigma, **step.losses})
             if callback is not None:
                 callback(step)
 
         for attempt in range(settings.tries if self.recognisers else 1):
-            losses.clear()
+            readout.clear()
             result = self.regenerate(crop, mask, target, _another_try(settings, attempt), seed + attempt * TRY_SEED, on_step)
             check_changed(crop.tensor, result, mask.core)
             stitched = stitch_face(image, crop, result, mask.seam)
             verdicts = judge_face(crop, stitched, self.recognisers, self.detector, settings.max_similarity)
             if all(verdict.passed for verdict in verdicts):
-                return stitched, FaceReport(face, "anonymized", target.name, losses=losses, verdicts=verdicts)
+                return stitched, FaceReport(face, "anonymized", target.name, readout=readout, verdicts=verdicts)
         raise AnonymizationError(too_alike(verdicts, settings.tries))
 
 

@@ -87,12 +87,14 @@ def test_the_face_changes_and_everything_outside_the_seam_is_bit_identical(defau
     assert default.pixels.dtype == np.uint8
 
 
-def test_the_report_names_face_target_and_losses(default, face) -> None:
+def test_the_report_names_face_target_and_what_the_guidance_did(default, face) -> None:
     (report,) = default.faces
     assert report.status == "anonymized"
     assert report.face.box == face.box
     assert report.target in gallery_index()
-    assert [set(losses) for losses in report.losses] == [{"toward"}]  # the last step adds no noise and is not guided
+    # the last step adds no noise and is not guided
+    assert [set(step) for step in report.readout] == [{"sigma", "toward"}, {"sigma"}]
+    assert report.readout[0]["sigma"] > report.readout[1]["sigma"]
     assert default.warnings == []
 
 
@@ -106,7 +108,7 @@ def test_strength_0_is_bit_identical_to_a_guidance_that_never_acts_and_strength_
     off = anonymizer.anonymize(astronaut, Settings(steps=2, guidance=GuidanceSettings(strength=0.0)))
     assert np.array_equal(off.pixels, anonymizer.anonymize(astronaut, never).pixels)
     assert not np.array_equal(off.pixels, default.pixels)
-    assert off.faces[0].losses == []
+    assert [set(step) for step in off.faces[0].readout] == [{"sigma"}, {"sigma"}]
 
 
 @pytest.mark.parametrize(
