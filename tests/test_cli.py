@@ -213,6 +213,7 @@ BAD_OPTIONS = [
     (["--target", "missing.png"], "missing.png does not exist"),
     (["--attributes", "agee=20s"], "did you mean age?"),
     (["--attributes", "female"], "cannot read the attribute 'female'"),
+    (["--emphasis", "0"], "emphasis must be 1 to 20"),
     (["--steps", "0"], "steps must be 1 to 1000"),
     (["--strength", "-1"], "guidance strength must be a number of at least 0"),
     (["--strength", "nan"], "guidance strength must be a number of at least 0"),

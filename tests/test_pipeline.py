@@ -28,7 +28,7 @@ from faceanon_core.pipeline import (
 )
 from faceanon_core.regions import RegionChoice, region_mask
 from faceanon_core.sketch import face_sketch, hide_face
-from faceanon_core.target import Target, gallery_index
+from faceanon_core.target import Target, gallery_index, measured_attributes
 
 QUICK = Settings(steps=1)
 NOSE_TIP = (6, 48, 278, 2)  # bridge, wings and base
@@ -315,6 +315,7 @@ def test_unknown_names_are_refused_before_any_work(change, message: str) -> None
     [
         ({"steps": 0}, "steps must be 1 to 1000, got 0"),
         ({"proportions": 3}, "proportions must be 0 to 2, got 3"),
+        ({"emphasis": 0.5}, "emphasis must be 1 to 20, got 0.5"),
         ({"steps": 1001}, "steps must be 1 to 1000, got 1001"),
         ({"faces": "0"}, "faces must be all, largest or a number of at least 1, got '0'"),
         ({"faces": "some"}, "got 'some'"),
@@ -330,14 +331,43 @@ def test_settings_without_a_meaning_are_refused(change, message: str) -> None:
 # what the new face is made from
 
 
+TARGET = {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"}
+
+
+def told(crop, encoder, keep=("expression", "skin"), **asked: str) -> tuple[dict[str, str], dict[str, str] | None]:
+    return new_face_attributes(crop, Target("t", crop.tensor, TARGET), asked, keep, encoder)
+
+
 def test_the_new_face_has_the_targets_attributes_the_sources_expression_and_skin_and_what_was_asked(crop) -> None:
-    target = Target(
-        "t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"}
-    )
-    shown = {"expression": "smile", "skin": "very-light"}
-    assert new_face_attributes(target, {"age": "senior"}, shown) == {"sex": "male", "age": "senior", **shown}
-    assert new_face_attributes(target, {"skin": "tan"}, shown)["skin"] == "tan"
-    assert new_face_attributes(target, {"hair": "red"}, shown)["hair"] == "red"
+    own = measured_attributes(crop)
+    assert set(own) == {"expression", "skin"} and own != {name: TARGET[name] for name in own}
+    assert told(crop, None, age="senior")[0] == {"sex": "male", "age": "senior", **own}
+    assert told(crop, None, skin="tan")[0]["skin"] == "tan"
+    assert told(crop, None, hair="red")[0]["hair"] == "red"
+
+
+def test_emphasis_moves_off_the_sources_own_values_of_what_was_asked(crop, anonymizer) -> None:
+    encoder, own = anonymizer.encoder, measured_attributes(crop)
+    assert told(crop, encoder)[1] is None  # the drawing shows these
+    assert told(crop, encoder, sex="male")[1] == {"age": "adult", "sex": "female", **own}
+    assert told(crop, encoder, sex="female")[1] == {"age": "adult", **own}  # as it is already: only told harder
+    assert told(crop, None, sex="male")[1] == {"age": "adult", **own}  # nobody knows what it is
+    assert told(crop, None, skin="dark")[1] == {"sex": "male", "age": "adult", **own}
+    kept, opposite = told(crop, encoder, ("sex",))
+    assert kept["sex"] == "female" and opposite is not None and "sex" not in opposite
+    with pytest.raises(InputError, match="sex of the source cannot be measured; connect the demo model's encoder"):
+        told(crop, None, ("sex",))
+
+
+def test_emphasis_acts_on_what_is_asked_and_on_nothing_else(anonymizer, portrait) -> None:
+    def made(**changes) -> np.ndarray:
+        return anonymizer.anonymize(portrait, Settings(steps=3, **changes)).pixels
+
+    asked = {"attributes": {"sex": "male"}}
+    assert np.array_equal(made(emphasis=1), made())
+    plain, pressed = made(emphasis=1, **asked), made(**asked)
+    assert not np.array_equal(plain, pressed)
+    assert np.array_equal(made(emphasis=1, keep_attributes=("skin",)), made(keep_attributes=("skin",)))
 
 
 def test_the_reference_follows_the_paper() -> None:
