@@ -15,22 +15,30 @@ _COLOURS = {"toward": (30, 90, 220), "away": (200, 60, 60), "identity": (150, 50
 _GREY, _BLACK = (120, 120, 120), (0, 0, 0)
 
 
-def draw_chart(readout: list[dict[str, float]], width_px: int = 768, panel_px: int = 150) -> NDArray[np.uint8]:
+def draw_chart(
+    readout: list[dict[str, float]], width_px: int = 768, panel_px: int = 150, whose: str = ""
+) -> NDArray[np.uint8]:
     """One panel over the steps for every loss, and one for sigma; each with a scale of its own, from 0.
 
     Args:
         readout: per step "sigma" and the losses, which are missing where a term did not act.
+        whose: put before every panel's title, e.g. "face 1, ".
     Returns: (H, W, 3) uint8 RGB.
     Raises: InputError if there is no step.
     """
     if not readout:
         raise InputError("there is nothing to draw: the sampler has made no step")
     names = list(dict.fromkeys(name for step in readout for name in step if name != "sigma"))
-    panels = [_panel(name, [step.get(name) for step in readout], width_px, panel_px) for name in [*names, "sigma"]]
+    panels = []
+    for name in [*names, "sigma"]:
+        panel, title = _panel(name, [step.get(name) for step in readout], width_px, panel_px)
+        cv2.putText(panel, whose + title, (_LEFT_PX, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _BLACK, 1, cv2.LINE_AA)
+        panels.append(panel)
     return np.vstack(panels)
 
 
-def _panel(name: str, values: list[float | None], width: int, height: int) -> NDArray[np.uint8]:
+def _panel(name: str, values: list[float | None], width: int, height: int) -> tuple[NDArray[np.uint8], str]:
+    """The curve, and what its title says of its ends."""
     panel = np.full((height, width, 3), 255, np.uint8)
     known = [(index, value) for index, value in enumerate(values) if value is not None and math.isfinite(value)]
     low = min(0.0, *(value for _, value in known)) if known else 0.0
@@ -46,5 +54,4 @@ def _panel(name: str, values: list[float | None], width: int, height: int) -> ND
         cv2.circle(panel, (int(x), int(y)), 3, colour, -1, cv2.LINE_AA)
     first, last = (f"{known[end][1]:.3g}" for end in (0, -1)) if known else ("-", "-")
     title = f"{name}: {first} at step {known[0][0] + 1 if known else 0} to {last} at step {known[-1][0] + 1 if known else 0}"
-    cv2.putText(panel, title, (_LEFT_PX, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _BLACK, 1, cv2.LINE_AA)
-    return panel
+    return panel, title

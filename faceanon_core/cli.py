@@ -23,7 +23,7 @@ from .attributes import parse_attributes
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, fill_folder, make_namer, refuse_unwritable, remove_leftovers
-from .image import SUFFIXES, Picture, list_pictures, load_picture, refuse_existing, save_picture
+from .image import SUFFIXES, Picture, check_suffix, list_pictures, load_picture, refuse_existing, save_picture
 
 if TYPE_CHECKING:
     from .encoder import AttributeEncoder
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     anonymize.add_argument("--keep-metadata", action="store_true", help="copy the source's EXIF (may hold place and time)")
     anonymize.add_argument("--names", choices=NAMES, default="keep", help="file names of the results (default: keep)")
     anonymize.add_argument("--name-key", type=Path, help="file with the key of --names hashed")
+    anonymize.add_argument("--chart", type=Path, help="picture to draw losses and sigma over the steps into, per face")
     cli_engine.add_engine(anonymize)
     _add_settings(anonymize)
     anonymize.set_defaults(run=_run_anonymize)
@@ -90,10 +91,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regions", default="face", help="regions to regenerate, e.g. face or eyes,nose (default: face)")
     parser.add_argument("--keep", default="", help="regions to leave untouched, e.g. eyes,mouth")
-    parser.add_argument("--parser", type=Path, help="SegFormer face parser, a folder: finds glasses, ears, hair, hat, neck")
+    parser.add_argument(
+        "--parser", type=Path, help="SegFormer (a folder) or BiSeNet (a file): finds glasses, ears, hair, neck"
+    )
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
     parser.add_argument("--keep-attributes", help="attributes taken from the source (default: expression,skin)")
+    parser.add_argument("--emphasis", type=float, help="how hard what is asked is told, 1 = once and faster (default: 6)")
     cli_targets.add_gallery(parser)
     parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
     parser.add_argument(
@@ -147,6 +151,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         attributes=parse_attributes(options.attributes),
         keep_attributes=preset.keep_attributes if options.keep_attributes is None else _names(options.keep_attributes),
         proportions=preset.proportions if options.proportions is None else options.proportions,
+        emphasis=preset.emphasis if options.emphasis is None else options.emphasis,
         steps=preset.steps if options.steps is None else options.steps,
         seed=options.seed,
         faces=options.faces,
@@ -213,19 +218,41 @@ def _run_anonymize(options: argparse.Namespace) -> int:
     cli_engine.use_threads(options)
     settings = _settings(options)
     if options.source.is_dir():
+        if options.chart is not None:
+            raise InputError("--chart draws what became of one picture; leave it out for a folder")
         return _run_folder(options, settings)
     namer, output = make_namer(options.names, options.name_key), options.output
     if output.suffix.lower() not in SUFFIXES:
         output = output / namer(options.source.name)
     elif options.names != "keep":
         raise InputError(f"{options.names} names need a folder as output, but {output} is a file")
-    refuse_existing(output)
-    refuse_unwritable(output)
+    written = [output] if options.chart is None else [output, options.chart]
+    if len({path.resolve() for path in written}) < len(written):
+        raise InputError(f"{output} cannot be both the picture and the chart; choose another file for one of them")
+    for path in written:
+        check_suffix(path.suffix)
+        refuse_existing(path)
+        refuse_unwritable(path)
     picture = load_picture(options.source)
     result = _open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
     save_picture(replace(picture, pixels=result.pixels), output, options.keep_metadata)
     _say(f"wrote {output}", sys.stdout)
+    if options.chart is not None:
+        _save_chart(result, options.chart)
     return _report(options.source, result)
+
+
+def _save_chart(result: Result, path: Path) -> None:
+    import numpy as np
+
+    from .chart import draw_chart
+
+    sampled = [(number, face.readout) for number, face in enumerate(result.faces, 1) if face.readout]
+    if not sampled:
+        _say(f"{path} is not written: no face was replaced, so there is nothing to draw")
+        return
+    save_picture(Picture(np.vstack([draw_chart(steps, whose=f"face {number}, ") for number, steps in sampled])), path)
+    _say(f"wrote {path}", sys.stdout)
 
 
 def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
@@ -268,7 +295,7 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
 
     from .pipeline import Anonymizer
     from .recognition import load_recognition
-    from .semantic_parser import load_segformer
+    from .semantic_parser import load_semantic_parser
 
     try:
         torch.empty(0, device=options.device)
@@ -276,7 +303,7 @@ def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
         raise InputError(
             f"there is no device {options.device!r} here; use cpu, or cuda with a CUDA build of torch"
         ) from error
-    face_parser = load_segformer(options.parser).to(options.device) if options.parser is not None else None
+    face_parser = load_semantic_parser(options.parser).to(options.device) if options.parser is not None else None
     return Anonymizer(
         device=options.device,
         parser=face_parser,

@@ -49,12 +49,15 @@ class InpaintCond:
 
     `context` (B, T, CONTEXT_WIDTH); `mask` (B, 1, h, w), 1 = regenerate; `masked_latent` (B, 4, h, w), the scaled latent
     of the image with the face hidden; `source_latent`, where given, is restored outside the mask at every step.
+    `opposite`, a context where given, is what the result moves away from: classifier-free guidance by `emphasis` (1 = none).
     """
 
     context: Tensor
     mask: Tensor
     masked_latent: Tensor
     source_latent: Tensor | None = None
+    opposite: Tensor | None = None
+    emphasis: float = 1.0
 
 
 class AttributeTokens(nn.Module):
@@ -119,12 +122,19 @@ class DemoModel:
         sigma_ = sigma.view(-1, 1, 1, 1)
         unit = (sigma_**2 + 1).sqrt()
         inputs = torch.cat([x / unit, cond.mask, cond.masked_latent], dim=1)
-        with self._reduced():
-            v = self.unet(inputs, self._timestep(sigma), encoder_hidden_states=cond.context).sample.float()
+        v = self._velocity(inputs, sigma, cond.context)
+        if cond.opposite is not None:
+            away = self._velocity(inputs, sigma, cond.opposite)
+            v = away + cond.emphasis * (v - away)
         denoised = x / unit**2 - v * sigma_ / unit
         if cond.source_latent is None:
             return denoised
         return denoised * cond.mask + cond.source_latent * (1 - cond.mask)
+
+    def _velocity(self, inputs: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        with self._reduced():
+            v: Tensor = self.unet(inputs, self._timestep(sigma), encoder_hidden_states=context).sample.float()
+        return v
 
     def sigmas(self, steps: int) -> Tensor:
         """Decreasing noise levels of `steps` steps, (steps + 1,), the last one 0; uniform in training time."""

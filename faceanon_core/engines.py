@@ -108,7 +108,7 @@ def _cluster(staff: Staff) -> Iterator[int]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    own_size = max(_cores(), (staff.count or 1) * staff.threads)
+    own_size = max(usable_cores(), (staff.count or 1) * staff.threads)
     options = {} if address else {"num_cpus": own_size, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
@@ -124,8 +124,8 @@ def _cluster(staff: Staff) -> Iterator[int]:
         ray.shutdown()
 
 
-def _cores() -> int:
-    """Those this process may use, where the system tells."""
+def usable_cores() -> int:
+    """How many cores this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

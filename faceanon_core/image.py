@@ -134,7 +134,7 @@ def save_picture(
         texts: written into a PNG for those who ask for it, by keyword.
     Raises: InputError if the suffix is unknown, the file exists or the place cannot be written.
     """
-    _check_suffix(path.suffix)
+    check_suffix(path.suffix)
     if not overwrite:
         refuse_existing(path)
     write_file(path, encode_picture(picture, path.suffix, keep_metadata, texts))
@@ -147,7 +147,7 @@ def encode_picture(
 
     Raises: InputError if the suffix is unknown or the format cannot hold the picture.
     """
-    _check_suffix(suffix)
+    check_suffix(suffix)
     suffix, pixels = suffix.lower(), picture.pixels
     if picture.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
         pixels = np.dstack([pixels, picture.alpha])
@@ -164,7 +164,8 @@ def encode_picture(
     return encoded.getvalue()
 
 
-def _check_suffix(suffix: str) -> None:
+def check_suffix(suffix: str) -> None:
+    """Raises: InputError if no picture can be written under a file ending such as ".png"."""
     if suffix.lower() not in SUFFIXES:
         raise InputError(f"unknown picture format {suffix!r}; use one of {', '.join(SUFFIXES)}")
 

@@ -39,7 +39,15 @@ from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .retry import TRY_SEED, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import face_sketch, hide_face
-from .target import Target, choose_target, fitting_attributes, gallery_target, source_attributes, target_from_pixels
+from .target import (
+    Target,
+    choose_target,
+    fitting_attributes,
+    gallery_target,
+    measured_attributes,
+    source_attributes,
+    target_from_pixels,
+)
 from .terms import IdentityTerm, PoseTerm
 from .weights import ASSETS, GALLERY
 
@@ -48,6 +56,7 @@ log = logging.getLogger(__name__)
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
 Status = Literal["anonymized", "redacted", "kept"]
+_DRAWN = {"expression", "skin"}  # what of the source the drawing shows, so that telling it harder is not needed
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Settings:
     target: str | None = None  # gallery name or picture file; None chooses from the gallery
     attributes: Attributes = field(default_factory=dict)  # asked of the new face; override all others
     keep_attributes: tuple[str, ...] = ("expression", "skin")  # taken from the source; override the target's own
+    emphasis: float = 6.0  # how hard what is asked is told, against what the surroundings suggest; 1 = once, and faster
     steps: int = 20
     seed: int = 0
     eta: float = 1.0
@@ -76,6 +86,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise InputError(f"steps must be 1 to 1000, got {self.steps}")
+        if not 1 <= self.emphasis <= 20:
+            raise InputError(f"emphasis must be 1 to 20, got {self.emphasis}")
         if not 0 <= self.proportions <= 2:
             raise InputError(f"proportions must be 0 to 2, got {self.proportions}")
         if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
@@ -109,7 +121,7 @@ class FaceReport:
     status: Status
     target: str | None = None
     reason: str = ""  # why it was redacted or kept
-    losses: list[dict[str, float]] = field(default_factory=list)  # one entry per gradient of the guidance
+    readout: list[dict[str, float]] = field(default_factory=list)  # per step "sigma", and the losses where it has a gradient
     verdicts: list[Verdict] = field(default_factory=list)  # one per recogniser that checked it
 
     @property
@@ -266,11 +278,11 @@ class Anonymizer:
         source_latent, masked_latent = model.encode(source), model.encode(hidden)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
         told: Attributes = {}
+        away = None
         if settings.describe:
-            kept = source_attributes(crop, self.encoder, settings.keep_attributes)
-            told = new_face_attributes(target, settings.attributes, kept)
-        context = model.tokens.encode(told)
-        cond = InpaintCond(context, hole, masked_latent, source_latent)
+            told, opposite = new_face_attributes(crop, target, settings.attributes, settings.keep_attributes, self.encoder)
+            away = model.tokens.encode(opposite) if opposite is not None and settings.emphasis > 1 else None
+        cond = InpaintCond(model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis)
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
@@ -298,16 +310,15 @@ class Anonymizer:
         mask = region_mask(self.parser.parse(crop.pixels, crop.landmarks), settings.regions, self.parser)
         seed = settings.seed + (0 if settings.same_seed else index)
         target = self.find_target(settings, crop, seed, used)
-        losses: list[dict[str, float]] = []
+        readout: list[dict[str, float]] = []
 
         def on_step(step: Step) -> None:
-            if step.losses:
-                losses.append(step.losses)
+            readout.append({"sigma": step.sigma, **step.losses})
             if callback is not None:
                 callback(step)
 
         def make(attempt: int, pushes: int) -> Tensor:
-            losses.clear()
+            readout.clear()
             result = self.regenerate(crop, mask, target, _pushed(settings, pushes), seed + attempt * TRY_SEED, on_step)
             check_changed(crop.tensor, result, mask.core)
             return result
@@ -320,7 +331,7 @@ class Anonymizer:
         if done.failed:
             raise AnonymizationError(done.reason)
         (judgement,) = done.judgements
-        report = FaceReport(face, "anonymized", target.name, losses=losses, verdicts=judgement.verdicts)
+        report = FaceReport(face, "anonymized", target.name, readout=readout, verdicts=judgement.verdicts)
         return stitch_face(image, crop, done.results, mask.seam), report
 
 
@@ -329,13 +340,29 @@ def _pushed(settings: Settings, pushes: int) -> Settings:
     return replace(settings, guidance=replace(settings.guidance, strength=strength), proportions=proportions)
 
 
-def new_face_attributes(target: Target, asked: Attributes, kept: Attributes) -> Attributes:
-    """Attributes the model is conditioned on: what the user asked, what stays as in the source, else the target's.
+def new_face_attributes(
+    source: FaceCrop, target: Target, asked: Attributes, keep: tuple[str, ...], encoder: DemoEncoder | None
+) -> tuple[Attributes, Attributes | None]:
+    """What the model is told of a new face, and what it is to move away from where emphasis is laid on what was asked.
 
-    Hair counts only where asked for: it lies outside the face and stays.
+    Told is what the user asked, what stays as in the source, else the target's own; hair only where asked for: it lies
+    outside the face and stays. The opposite has the source's values of what was asked, and leaves open what shall be as it
+    is. It is None where nothing was asked or kept but expression and skin, which the drawing shows.
+
+    Args:
+        keep: attributes taken from the source.
+        encoder: see `target.source_attributes`.
     """
+    kept = source_attributes(source, encoder, keep)
     own = {name: value for name, value in target.attributes.items() if name != "hair"}
-    return {**own, **kept, **asked}
+    told = {**own, **kept, **asked}
+    pressed = {*asked, *kept} - {name for name in _DRAWN if name not in asked}
+    if not pressed:
+        return told, None
+    guessed = source_attributes(source, encoder, tuple(asked)) if encoder is not None else measured_attributes(source)
+    opposite = {name: value for name, value in told.items() if name not in pressed}
+    changed = {name: guessed[name] for name in asked if guessed.get(name, asked[name]) != asked[name]}
+    return told, opposite | changed
 
 
 def new_face_light(crop: FaceCrop, skin: str | None = None) -> Plane:

@@ -53,6 +53,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
 
 
+def fill_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Copy the tensors a network needs out of `state`; others are passed over.
+
+    Args:
+        path: where `state` came from, for the message.
+    Raises: WeightsError naming a tensor and both shapes if one is missing or of another shape.
+    """
+    used = {}
+    for name, wanted in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            used[name] = wanted  # not needed, and absent in converted files
+        elif name not in state or state[name].shape != wanted.shape:
+            found = tuple(state[name].shape) if name in state else "missing"
+            raise WeightsError(f"{path} is of another architecture: {name} is {found}, expected {tuple(wanted.shape)}")
+        else:
+            used[name] = state[name]
+    network.load_state_dict(used)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} where there is no such file.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import WeightsError
 from .geometry import ARCFACE_PX
-from .pretrained import read_state, weights_file
+from .pretrained import fill_weights, read_state, weights_file
 
 _MOBILE_BLOCKS = (
     (2, 64, 5, 2),
@@ -77,18 +77,8 @@ def load_recognition(path: Path) -> RecognitionNetwork:
             f"{file} is neither an IResNet of arcface_torch nor foamliu's MobileFaceNet: its largest tensor is {name} "
             f"{tuple(largest.shape)}, expected layer1.0.bn1.weight (64,) or gdconv.depthwise.weight (512, 1, 7, 7)"
         )
-    _fill(network.backbone, state, file)
+    fill_weights(network.backbone, state, file)
     return network.eval().requires_grad_(False)
-
-
-def _fill(backbone: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    for name, wanted in backbone.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = wanted  # not needed, and absent in converted files
-        elif name not in state or state[name].shape != wanted.shape:
-            found = tuple(state[name].shape) if name in state else "missing"
-            raise WeightsError(f"{file} is of another architecture: {name} is {found}, expected {tuple(wanted.shape)}")
-    backbone.load_state_dict({name: state[name] for name in backbone.state_dict()})
 
 
 # ---- the two architectures; attribute names are those of the published weights ----

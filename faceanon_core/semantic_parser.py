@@ -1,6 +1,8 @@
-"""Face parsing by a network the user brings: SegFormer in transformers' layout, e.g. jonathandinu/face-parsing.
+"""Face parsing by a network the user brings: SegFormer in transformers' layout, e.g. jonathandinu/face-parsing, or BiSeNet
+in face-parsing.PyTorch's.
 
-It tells apart what the landmarks cannot: eyeglasses, ears, hair, hat, neck. Classes are read by their names in id2label.
+They tell apart what the landmarks cannot: eyeglasses, ears, hair, hat, neck. Classes are read by their names in id2label;
+BiSeNet's files have none and are known to hold CelebAMask-HQ's 19 in their authors' order.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .bisenet import BiSeNet
 from .errors import WeightsError
 from .geometry import FloatArray, eye_centers
 from .parsing import INDEX, LabelMap, LandmarkParser
-from .pretrained import build_pretrained, read_json, read_state, weights_file
+from .pretrained import build_pretrained, fill_weights, read_json, read_state, weights_file
 
 # Names in checkpoints for ours, written without case, file endings and separators.
 _ALIASES = {
@@ -28,15 +31,22 @@ _ALIASES = {
     "mouth": "inner_mouth", "teeth": "inner_mouth", "ulip": "upper_lip", "llip": "lower_lip", "earr": "earring",
     "neckl": "necklace", "cloth": "clothing", "clothes": "clothing",
 } | {name.replace("_", ""): name for name in INDEX}  # fmt: skip
+# CelebAMask-HQ's classes as face-parsing.PyTorch numbers them
+_BISENET_CLASSES = (
+    "background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth",
+    "u_lip", "l_lip", "neck", "neck_l", "cloth", "hair", "hat",
+)  # fmt: skip
+_BISENET_CLASSIFIER = "conv_out.conv_out.weight"
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and spread
 _NEEDED = LandmarkParser.delivers  # so that another parser never takes a region away
 _MIRRORED = {INDEX[f"left_{part}"]: INDEX[f"right_{part}"] for part in ("eye", "brow", "ear")}
 
 
-class SegformerParser(nn.Module):
+class SemanticParser(nn.Module):
     """A `parsing.FaceParser`.
 
     Args:
-        network: SegformerForSemanticSegmentation.
+        network: (1, 3, S, S) -> logits (1, classes, h, w), or an output of transformers with these.
         labels: index into `parsing.LABELS` of each of its classes.
         size_px, mean, spread: of its training's pictures.
     """
@@ -62,7 +72,8 @@ class SegformerParser(nn.Module):
         side = (self._size_px, self._size_px)
         image = torch.from_numpy(cv2.resize(crop, side, interpolation=cv2.INTER_AREA)).permute(2, 0, 1).float() / 255
         pixels = (image.to(self.mean) - self.mean) / self.spread
-        logits: Tensor = self.network(pixel_values=pixels[None]).logits
+        found = self.network(pixels[None])
+        logits: Tensor = found if isinstance(found, Tensor) else found.logits
         classes = F.interpolate(logits, crop.shape[:2], mode="bilinear").argmax(1)[0].cpu().numpy()
         return _subjects_sides(self._labels[classes], landmarks)
 
@@ -84,22 +95,50 @@ def _subjects_sides(labels: LabelMap, landmarks: FloatArray) -> LabelMap:
     return exchanged
 
 
-def load_segformer(path: Path) -> SegformerParser:
+def load_semantic_parser(path: Path) -> SemanticParser:
     """Read a face parser, frozen.
 
     Args:
-        path: a folder with config.json and model.safetensors (or that file); preprocessor_config.json is believed.
-    Raises: InputError if transformers is missing; WeightsError if the checkpoint is damaged, no SegFormer, has a class no
-        region is known for, or lacks one of the regions that the landmarks give.
+        path: SegFormer: a folder with config.json and model.safetensors (or that file); what preprocessor_config.json says
+            is believed. BiSeNet: its file; if it has others than the published classes, a config.json beside it names them.
+    Raises: InputError if transformers is missing and needed; WeightsError if the checkpoint is damaged, of neither
+        architecture, has a class no region is known for, or lacks one of the regions that the landmarks give.
     """
     file = weights_file(path)
-    config, shown = (read_json(file.parent / name) for name in ("config.json", "preprocessor_config.json"))
-    if config.get("model_type") != "segformer":
-        raise WeightsError(f"{file.parent} is no SegFormer: its config.json says {config.get('model_type', 'nothing')!r}")
-    labels = _known_labels({int(number): str(name) for number, name in config.get("id2label", {}).items()}, file)
+    config = read_json(file.parent / "config.json")
+    if config.get("model_type") == "segformer" and file.name == "model.safetensors":
+        return _load_segformer(file, config)
+    state = {name.removeprefix("module."): value for name, value in read_state(file).items()}
+    if _BISENET_CLASSIFIER not in state:
+        kind = config.get("model_type", "nothing")
+        raise WeightsError(
+            f"{file} is no face parser that is known: it has no BiSeNet's {_BISENET_CLASSIFIER}, "
+            f"and a config.json beside it that would make it a SegFormer says {kind!r}"
+        )
+    return _load_bisenet(file, state, config)
+
+
+def _load_segformer(file: Path, config: dict[str, Any]) -> SemanticParser:
+    labels, shown = _known_labels(_class_names(config), file), read_json(file.parent / "preprocessor_config.json")
     network = build_pretrained("SegformerForSemanticSegmentation", config, read_state(file), file)
-    mean, spread = shown.get("image_mean", [0.485, 0.456, 0.406]), shown.get("image_std", [0.229, 0.224, 0.225])
-    return SegformerParser(network, labels, _side(shown.get("size")), mean, spread)
+    mean, spread = shown.get("image_mean", _IMAGENET[0]), shown.get("image_std", _IMAGENET[1])
+    return SemanticParser(network, labels, _side(shown.get("size")), mean, spread)
+
+
+def _load_bisenet(file: Path, state: dict[str, Tensor], config: dict[str, Any]) -> SemanticParser:
+    names, count = _class_names(config) or dict(enumerate(_BISENET_CLASSES)), len(state[_BISENET_CLASSIFIER])
+    if len(names) != count:
+        raise WeightsError(
+            f"{file} has {count} classes, but {len(names)} names are known for them; "
+            'put a config.json beside it that names all, as {"id2label": {"0": "background", ...}}'
+        )
+    labels, network = _known_labels(names, file), BiSeNet(count)
+    fill_weights(network, state, file)
+    return SemanticParser(network.eval().requires_grad_(False), labels, 512, *_IMAGENET)
+
+
+def _class_names(config: dict[str, Any]) -> dict[int, str]:
+    return {int(number): str(name) for number, name in config.get("id2label", {}).items()}
 
 
 def _known_labels(names: dict[int, str], file: Path) -> NDArray[np.uint8]:
@@ -107,10 +146,10 @@ def _known_labels(names: dict[int, str], file: Path) -> NDArray[np.uint8]:
     ours = {number: _ALIASES.get(_plain(name)) for number, name in names.items()}
     unknown = sorted(name for number, name in names.items() if ours[number] is None)
     if unknown:
-        raise WeightsError(f"{file.parent} is no face parser: no region is known for its class {', '.join(unknown)}")
+        raise WeightsError(f"{file} is no face parser: no region is known for its class {', '.join(unknown)}")
     missing = sorted(_NEEDED - set(ours.values()))
     if missing:
-        raise WeightsError(f"{file.parent} lacks the class {', '.join(missing)} in id2label, which a face parser needs")
+        raise WeightsError(f"{file} lacks the class {', '.join(missing)}, which a face parser needs")
     return np.array([INDEX[str(ours[number])] for number in sorted(ours)], np.uint8)
 
 

@@ -117,17 +117,23 @@ def target_from_pixels(
     return Target(name, image, {key: value for key, value in attributes.items() if sure[key] >= _SURE})
 
 
-def source_attributes(crop: FaceCrop, encoder: DemoEncoder, names: tuple[str, ...]) -> Attributes:
+def source_attributes(crop: FaceCrop, encoder: DemoEncoder | None, names: tuple[str, ...]) -> Attributes:
     """Attributes of a source face that its target is to share: measured where they can be, else as the encoder is sure.
 
     Args:
+        encoder: None: those that are measured can be had, and no others.
         names: attributes of the vocabulary.
-    Raises: InputError for attributes the encoder does not know.
+    Raises: InputError for attributes the encoder does not know, or that need one where there is none.
     """
     check_learned(names)
-    guessed, sure = encoder.predict(crop.tensor)[0]
-    found = {name: guessed[name] for name in names if sure[name] >= _SURE}
-    return found | {name: value for name, value in measured_attributes(crop).items() if name in names}
+    found = {name: value for name, value in measured_attributes(crop).items() if name in names}
+    guessed = [name for name in names if name not in found]
+    if not guessed:
+        return found
+    if encoder is None:
+        raise InputError(f"{', '.join(guessed)} of the source cannot be measured; connect the demo model's encoder")
+    values, sure = encoder.predict(crop.tensor)[0]
+    return found | {name: values[name] for name in guessed if sure[name] >= _SURE}
 
 
 def measured_attributes(crop: FaceCrop) -> Attributes:

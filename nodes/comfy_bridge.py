@@ -41,7 +41,7 @@ from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSe
 from ..faceanon_core.leakage import late_start_warning
 from ..faceanon_core.recognition import load_recognition as read_recognition
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
-from ..faceanon_core.semantic_parser import SegformerParser, load_segformer
+from ..faceanon_core.semantic_parser import SemanticParser, load_semantic_parser
 from ..faceanon_core.terms import IdentityTerm, PoseTerm
 from ..faceanon_core.vision_encoders import load_vision_encoder as read_vision_encoder
 from ..faceanon_core.weights import ASSETS
@@ -197,7 +197,7 @@ def load_recognition(path: Path) -> Any:
 class _ComfyParser:
     """A FaceParser whose network ComfyUI's memory management moves."""
 
-    def __init__(self, parser: SegformerParser) -> None:
+    def __init__(self, parser: SemanticParser) -> None:
         self.delivers = parser.delivers
         self._parser, self._patcher = parser, _patcher(parser)
 
@@ -208,7 +208,7 @@ class _ComfyParser:
 
 def load_face_parser(path: Path) -> Any:
     """A FACE_PARSER. Raises: WeightsError."""
-    return _ComfyParser(load_segformer(path))
+    return _ComfyParser(load_semantic_parser(path))
 
 
 def _patcher(network: torch.nn.Module) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from ..faceanon_core.attributes import check_learned, parse_attributes
@@ -40,39 +41,52 @@ class DemoConditioning:
     RETURN_NAMES = ("positive", "negative")
     DESCRIPTION = (
         "What CLIP Text Encode is for other models: the demo model understands attributes instead of text. "
-        "Takes the target's attributes, each source face's own expression and skin tone, and what you ask for."
+        "Takes the target's attributes, what is kept of each source face, and what you ask for. A cfg of 6 lays emphasis on "
+        "what you ask for or keep."
     )
     SEARCH_ALIASES = ("prompt", "text encode", "age", "sex", "skin tone")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tip = 'Asked of the new face, e.g. "age=60s, expression=smile"; overrides target and source. Empty: nothing asked.'
+        keep = "Taken from each source face. Those besides expression and skin are estimated, which needs encoder."
         return {
             "required": {
                 "target": (
                     "TARGET_FACE",
                     {"tooltip": "One for all, or one for each face; attributes but the hair are used."},
                 ),
-                "crops": ("FACE_CROP", {"tooltip": "The source faces, whose expressions and skin tones are kept."}),
+                "crops": ("FACE_CROP", {"tooltip": "The source faces."}),
                 "attributes": ("STRING", {"default": "", "tooltip": tip}),
-            }
+            },
+            "optional": {
+                "keep": ("STRING", {"default": "expression, skin", "tooltip": keep}),
+                "encoder": (
+                    "FACE_ENCODER",
+                    {"tooltip": "From Load Demo Model: reads what is kept, and what cfg moves off."},
+                ),
+            },
         }
 
-    def encode(self, target: Any, crops: Any, attributes: str) -> tuple[Any, Any]:
+    def encode(
+        self, target: Any, crops: Any, attributes: str, keep: str = "expression, skin", encoder: Any = None
+    ) -> tuple[Any, Any]:
         from ..faceanon_core.pipeline import new_face_attributes
-        from ..faceanon_core.target import measured_attributes
         from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
 
         asked, sources = parse_attributes(attributes), [crop for _, crop in crops]
         check_learned(asked)
         targets = for_each_face(target, sources, "target")
-        kept = [measured_attributes(crop) for crop in sources]
-        faces = [new_face_attributes(one, asked, own) for one, own in zip(targets, kept, strict=True)]
-        positive = comfy_bridge.demo_conditioning(faces)
+        kept = tuple(name.strip() for name in keep.split(",") if name.strip())
+        with contextlib.nullcontext() if encoder is None else comfy_bridge.ready_encoder(encoder) as network:
+            told = [new_face_attributes(crop, one, asked, kept, network) for crop, one in zip(sources, targets, strict=True)]
+        positive = comfy_bridge.demo_conditioning([attributes for attributes, _ in told])
+        away = [opposite or {} for _, opposite in told]
+        negative = comfy_bridge.demo_conditioning(away if any(away) else [{}])
         if "skin" in asked:
             positive = comfy_bridge.extend(positive, {ASKED_SKIN: asked["skin"]})
-        return positive, comfy_bridge.demo_conditioning([{}])
+        return positive, negative
 
 
 class LoadEncoder:

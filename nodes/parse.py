@@ -184,19 +184,21 @@ def _numbers(text: str, count: int) -> list[int]:
 
 
 class LoadFaceParser:
-    """A SegFormer the user brings, as FACE_PARSER."""
+    """A face parser the user brings, as FACE_PARSER."""
 
     TITLE = "Load Face Parser"
     CATEGORY = CATEGORY
     FUNCTION = "load"
     RETURN_TYPES = ("FACE_PARSER",)
     RETURN_NAMES = ("parser",)
-    DESCRIPTION = "A SegFormer trained on CelebAMask-HQ, for Region Mask: it also finds glasses, ears, hair, hat and neck."
-    SEARCH_ALIASES = ("face parsing", "segmentation", "SegFormer", "hair mask", "glasses")
+    DESCRIPTION = (
+        "A SegFormer or BiSeNet trained on CelebAMask-HQ, for Region Mask: it also finds glasses, ears, hair, hat and neck."
+    )
+    SEARCH_ALIASES = ("face parsing", "segmentation", "SegFormer", "BiSeNet", "hair mask", "glasses")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tip = "model.safetensors in a folder of its own in models/faceanon, with its config.json beside it."
+        tip = "SegFormer: model.safetensors in a folder of its own in models/faceanon, with config.json. BiSeNet: its file."
         return {"required": {"file": (weights_names(), {"tooltip": tip})}}
 
     def load(self, file: str) -> tuple[Any]:

@@ -95,6 +95,46 @@ def test_the_demo_shows_before_and_after_side_by_side(tmp_path: Path, astronaut)
     assert not np.array_equal(sheet[:, 512:], astronaut)
 
 
+def test_the_chart_has_panels_for_every_face_and_changes_nothing_else(two_faces, tmp_path: Path, capsys) -> None:
+    Image.fromarray(two_faces).save(tmp_path / "two.png")
+    words = (tmp_path / "two.png", "--steps", 3)
+    assert run("anonymize", *words, "-o", tmp_path / "plain.png") == 0
+    assert run("anonymize", *words, "-o", tmp_path / "new.png", "--chart", tmp_path / "chart.png") == 0
+    assert f"wrote {tmp_path / 'chart.png'}" in capsys.readouterr().out
+    assert np.array_equal(pixels(tmp_path / "plain.png"), pixels(tmp_path / "new.png"))
+    chart = pixels(tmp_path / "chart.png")
+    panels = chart.reshape(4, -1, chart.shape[1], 3)  # of each face the pull and sigma
+    ink = [(panel != 255).any(-1) for panel in panels]
+    assert all(panel[30:].any() for panel in ink)
+    titles = [panel[:28] for panel in ink]
+    assert all(not np.array_equal(titles[0], other) for other in titles[1:])
+
+
+@pytest.mark.parametrize(
+    ("chart", "message"),
+    [
+        ("photo.jpg", "exists already"),
+        ("out.png", "out.png cannot be both the picture and the chart"),
+        ("chart.pdf", "unknown picture format '.pdf'"),
+        ("photo.jpg/chart.png", "is no folder you may write to"),
+    ],
+)
+def test_a_chart_that_cannot_be_written_is_refused_before_any_work(photo, tmp_path: Path, capsys, chart, message) -> None:
+    assert anonymize(photo, tmp_path / "out.png", "--chart", tmp_path / chart) == 2
+    assert message in capsys.readouterr().err
+    assert files_below(tmp_path) == {"photo.jpg"}
+
+
+def test_a_chart_is_of_one_picture_and_of_faces_that_were_made(photo, cut_portrait, tmp_path: Path, capsys) -> None:
+    assert anonymize(photo.parent, tmp_path / "out", "--chart", tmp_path / "chart.png") == 2
+    assert "--chart draws what became of one picture" in capsys.readouterr().err
+    Image.fromarray(cut_portrait).save(tmp_path / "cut.png")
+    words = ("--chart", tmp_path / "chart.png", "--on-failure", "redact")
+    assert anonymize(tmp_path / "cut.png", tmp_path / "out.png", *words) == 1
+    assert "no face was replaced, so there is nothing to draw" in capsys.readouterr().err
+    assert files_below(tmp_path) == {"photo.jpg", "cut.png", "out.png"}
+
+
 def test_the_targets_and_every_attribute_are_listed(capsys) -> None:
     assert run("targets") == 0
     listed = capsys.readouterr().out
@@ -173,6 +213,7 @@ BAD_OPTIONS = [
     (["--target", "missing.png"], "missing.png does not exist"),
     (["--attributes", "agee=20s"], "did you mean age?"),
     (["--attributes", "female"], "cannot read the attribute 'female'"),
+    (["--emphasis", "0"], "emphasis must be 1 to 20"),
     (["--steps", "0"], "steps must be 1 to 1000"),
     (["--strength", "-1"], "guidance strength must be a number of at least 0"),
     (["--strength", "nan"], "guidance strength must be a number of at least 0"),

@@ -486,10 +486,7 @@ def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> No
 def test_the_checked_workflow_saves_pixels_alone_leaves_no_copy_and_saves_nothing_when_the_check_fails(
     server: Server, network: Path
 ) -> None:
-    folder = server.folder / "models" / "faceanon"
-    for name in (network.name, network.name + ".data"):
-        shutil.copy(network.with_name(name), folder / name)
-    (folder / "MobileFaceNet.json").write_text('{"layout": "mobilefacenet", "thresholds": {"0.01": 0.9}}')
+    _install(network, server, 0.9)
     (file,) = (ROOT / "workflows").glob("9_check*.json")
     prompt = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
     _node(prompt, "RetrySampler").update(steps=2, tries=2)
@@ -507,6 +504,54 @@ def test_the_checked_workflow_saves_pixels_alone_leaves_no_copy_and_saves_nothin
     _node(prompt, "LoadRecogniser")["max_similarity"] = -0.99
     assert "after 2 tries it still looks like the source" in _error(server.run(prompt))
     assert _files(server.folder / "output") - outputs == {saved} and _files(server.folder / "temp") == set()
+
+
+def test_a_target_that_is_the_source_again_is_refused_in_the_graph(server: Server, network: Path) -> None:
+    _install(network, server, 0.5)
+    (file,) = (ROOT / "workflows").glob("5_synthesize*.json")
+    workflow = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
+    needed = ("FaceAnon_", "LoadImage", "PreviewImage")
+    prompt = {number: node for number, node in workflow.items() if node["class_type"].startswith(needed)}
+    _node(prompt, "LoadImage")["image"] = "portrait.png"
+    _node(prompt, "SynthesizeTarget")["count"] = 2
+    prompt["80"] = {
+        "class_type": "FaceAnon_LoadRecogniser",
+        "inputs": {"network": "faceanon/MobileFaceNet.onnx", "max_similarity": -1.0},
+    }
+    prompt["81"] = {"class_type": "PreviewAny", "inputs": {"source": [_id(prompt, "PickTarget"), 3]}}
+    pick = _node(prompt, "PickTarget")
+    pick |= {"crops": [_id(prompt, "CropFaces"), 0], "recogniser": ["80", 0]}
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
+    (report,) = entry["outputs"]["81"]["text"]
+    assert "\n2: " in report and "looks like the source" not in report
+    pick["candidates"] = [_id(prompt, "LoadImage"), 0]
+    assert "looks like the source" in _error(server.run(prompt))
+    del pick["crops"]
+    assert "connect both crops and recogniser, or neither" in _error(server.run(prompt))
+
+
+def _install(network: Path, server: Server, limit: float) -> None:
+    """Put a recogniser with its card into the server's models."""
+    folder = server.folder / "models" / "faceanon"
+    for name in (network.name, network.name + ".data"):
+        shutil.copy(network.with_name(name), folder / name)
+    card = {"layout": "mobilefacenet", "thresholds": {"0.01": limit}}
+    (folder / "MobileFaceNet.json").write_text(json.dumps(card))
+
+
+def test_the_pictures_of_the_help_pages_are_served_where_the_editor_looks_for_them(server: Server) -> None:
+    shown = {
+        name
+        for page in (ROOT / "web" / "docs").glob("*.md")
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
+    assert shown
+    for name in shown:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.port}/extensions/face-anon/docs/{name}", timeout=30
+        ) as answer:
+            assert answer.read() == (ROOT / "web" / "docs" / name).read_bytes()
 
 
 def _files(folder: Path) -> set[Path]:

@@ -14,7 +14,7 @@ from PIL import Image
 from faceanon_core.crop import crop_face, seam_in_image
 from faceanon_core.errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError, UnknownNameError
 from faceanon_core.faces import Face, FaceDetector
-from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE
+from faceanon_core.geometry import LEFT_EYE, LIPS_OUTER, RIGHT_EYE
 from faceanon_core.guidance import GuidanceSettings
 from faceanon_core.judge import check_changed
 from faceanon_core.parsing import LandmarkParser
@@ -28,9 +28,10 @@ from faceanon_core.pipeline import (
 )
 from faceanon_core.regions import RegionChoice, region_mask
 from faceanon_core.sketch import face_sketch, hide_face
-from faceanon_core.target import Target, gallery_index
+from faceanon_core.target import Target, gallery_index, measured_attributes
 
 QUICK = Settings(steps=1)
+NOSE_TIP = (6, 48, 278, 2)  # bridge, wings and base
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +89,14 @@ def test_the_face_changes_and_everything_outside_the_seam_is_bit_identical(defau
     assert default.pixels.dtype == np.uint8
 
 
-def test_the_report_names_face_target_and_losses(default, face) -> None:
+def test_the_report_names_face_target_and_what_the_guidance_did(default, face) -> None:
     (report,) = default.faces
     assert report.status == "anonymized"
     assert report.face.box == face.box
     assert report.target in gallery_index()
-    assert [set(losses) for losses in report.losses] == [{"toward"}]  # the last step adds no noise and is not guided
+    # the last step adds no noise and is not guided
+    assert [set(step) for step in report.readout] == [{"sigma", "toward"}, {"sigma"}]
+    assert report.readout[0]["sigma"] > report.readout[1]["sigma"]
     assert default.warnings == []
 
 
@@ -107,23 +110,35 @@ def test_strength_0_is_bit_identical_to_a_guidance_that_never_acts_and_strength_
     off = anonymizer.anonymize(astronaut, Settings(steps=2, guidance=GuidanceSettings(strength=0.0)))
     assert np.array_equal(off.pixels, anonymizer.anonymize(astronaut, never).pixels)
     assert not np.array_equal(off.pixels, default.pixels)
-    assert off.faces[0].losses == []
+    assert [set(step) for step in off.faces[0].readout] == [{"sigma"}, {"sigma"}]
+
+
+BUT_THE_NOSE = ("skin", "eyes", "brows", "mouth")
 
 
 @pytest.mark.parametrize(
-    ("regions", "keep", "outlines"),
-    [("face", ("eyes",), (LEFT_EYE, RIGHT_EYE)), ("face", ("left_eye",), (LEFT_EYE,)), ("nose", (), (LEFT_EYE, RIGHT_EYE))],
+    ("choice", "kept", "new"),
+    [
+        (RegionChoice(keep=("eyes",)), (LEFT_EYE, RIGHT_EYE), (LIPS_OUTER,)),
+        (RegionChoice(keep=("left_eye",)), (LEFT_EYE,), (RIGHT_EYE, LIPS_OUTER)),
+        (RegionChoice(keep=("mouth",)), (LIPS_OUTER,), (LEFT_EYE, RIGHT_EYE)),
+        (RegionChoice(keep=BUT_THE_NOSE), (LEFT_EYE, RIGHT_EYE, LIPS_OUTER), (NOSE_TIP,)),
+        (RegionChoice(("nose",)), (LEFT_EYE, RIGHT_EYE, LIPS_OUTER), (NOSE_TIP,)),
+        (RegionChoice(("right_eye",)), (LEFT_EYE, LIPS_OUTER, NOSE_TIP), (RIGHT_EYE,)),
+    ],
+    ids=lambda value: " ".join(value.keep or value.regenerate) if isinstance(value, RegionChoice) else "",
 )
-def test_kept_and_unasked_regions_are_bit_identical(anonymizer, astronaut, face, regions, keep, outlines) -> None:
-    choice = RegionChoice((regions,), keep)
+def test_regions_are_kept_in_every_direction_bit_by_bit(anonymizer, astronaut, face, choice, kept, new) -> None:
     result = anonymizer.anonymize(astronaut, replace(QUICK, regions=choice)).pixels
-    assert not np.array_equal(result, astronaut)
-    for outline in outlines:
-        eye = np.zeros(astronaut.shape[:2], np.uint8)
-        cv2.fillPoly(eye, [face.landmarks[list(outline)].round().astype(np.int32)], 1)
-        eye = cv2.erode(eye, np.ones((3, 3))) == 1
-        assert eye.sum() > 20
-        assert np.array_equal(result[eye], astronaut[eye])
+    changed = (result != astronaut).any(-1)
+    assert not changed[seam_weight(astronaut, face, choice) == 0].any()
+    for outlines, expected in ((kept, False), (new, True)):
+        for outline in outlines:
+            part = np.zeros(astronaut.shape[:2], np.uint8)
+            cv2.fillConvexPoly(part, cv2.convexHull(face.landmarks[list(outline)].round().astype(np.int32)), 1)
+            part = cv2.erode(part, np.ones((3, 3))) == 1
+            assert part.sum() > 20
+            assert changed[part].mean() > 0.8 if expected else not changed[part].any()
 
 
 def test_the_source_array_is_never_written_to(anonymizer, portrait) -> None:
@@ -339,6 +354,7 @@ def test_unknown_names_are_refused_before_any_work(change, message: str) -> None
     [
         ({"steps": 0}, "steps must be 1 to 1000, got 0"),
         ({"proportions": 3}, "proportions must be 0 to 2, got 3"),
+        ({"emphasis": 0.5}, "emphasis must be 1 to 20, got 0.5"),
         ({"steps": 1001}, "steps must be 1 to 1000, got 1001"),
         ({"faces": "0"}, "faces must be all, largest or a number of at least 1, got '0'"),
         ({"faces": "some"}, "got 'some'"),
@@ -354,14 +370,43 @@ def test_settings_without_a_meaning_are_refused(change, message: str) -> None:
 # what the new face is made from
 
 
+TARGET = {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"}
+
+
+def told(crop, encoder, keep=("expression", "skin"), **asked: str) -> tuple[dict[str, str], dict[str, str] | None]:
+    return new_face_attributes(crop, Target("t", crop.tensor, TARGET), asked, keep, encoder)
+
+
 def test_the_new_face_has_the_targets_attributes_the_sources_expression_and_skin_and_what_was_asked(crop) -> None:
-    target = Target(
-        "t", crop.tensor, {"sex": "male", "age": "adult", "expression": "neutral", "hair": "black", "skin": "dark"}
-    )
-    shown = {"expression": "smile", "skin": "very-light"}
-    assert new_face_attributes(target, {"age": "senior"}, shown) == {"sex": "male", "age": "senior", **shown}
-    assert new_face_attributes(target, {"skin": "tan"}, shown)["skin"] == "tan"
-    assert new_face_attributes(target, {"hair": "red"}, shown)["hair"] == "red"
+    own = measured_attributes(crop)
+    assert set(own) == {"expression", "skin"} and own != {name: TARGET[name] for name in own}
+    assert told(crop, None, age="senior")[0] == {"sex": "male", "age": "senior", **own}
+    assert told(crop, None, skin="tan")[0]["skin"] == "tan"
+    assert told(crop, None, hair="red")[0]["hair"] == "red"
+
+
+def test_emphasis_moves_off_the_sources_own_values_of_what_was_asked(crop, anonymizer) -> None:
+    encoder, own = anonymizer.encoder, measured_attributes(crop)
+    assert told(crop, encoder)[1] is None  # the drawing shows these
+    assert told(crop, encoder, sex="male")[1] == {"age": "adult", "sex": "female", **own}
+    assert told(crop, encoder, sex="female")[1] == {"age": "adult", **own}  # as it is already: only told harder
+    assert told(crop, None, sex="male")[1] == {"age": "adult", **own}  # nobody knows what it is
+    assert told(crop, None, skin="dark")[1] == {"sex": "male", "age": "adult", **own}
+    kept, opposite = told(crop, encoder, ("sex",))
+    assert kept["sex"] == "female" and opposite is not None and "sex" not in opposite
+    with pytest.raises(InputError, match="sex of the source cannot be measured; connect the demo model's encoder"):
+        told(crop, None, ("sex",))
+
+
+def test_emphasis_acts_on_what_is_asked_and_on_nothing_else(anonymizer, portrait) -> None:
+    def made(**changes) -> np.ndarray:
+        return anonymizer.anonymize(portrait, Settings(steps=3, **changes)).pixels
+
+    asked = {"attributes": {"sex": "male"}}
+    assert np.array_equal(made(emphasis=1), made())
+    plain, pressed = made(emphasis=1, **asked), made(**asked)
+    assert not np.array_equal(plain, pressed)
+    assert np.array_equal(made(emphasis=1, keep_attributes=("skin",)), made(keep_attributes=("skin",)))
 
 
 def test_the_reference_follows_the_paper() -> None:

@@ -23,6 +23,7 @@ from ..geometry import FloatArray
 from ..identity import Recogniser
 from ..pipeline import Settings
 from ..weights import ASSETS
+from .attributes import measure_attributes, tables
 from .data import FaceSet
 from .encoder import EncoderSettings, train_encoder
 from .evaluate import evaluate
@@ -37,14 +38,19 @@ STAGES = ("vae", "encoder", "poses", "unet", "gallery", "install", "evaluate")
 def main() -> int:
     """Run the stages asked for. Returns: the exit code."""
     parser = argparse.ArgumentParser(prog="python -m faceanon_core.training", description=__doc__)
-    parser.add_argument("stage", choices=("all", *STAGES, "sources"), help="sources: the test faces as pictures")
+    parser.add_argument(
+        "stage",
+        choices=("all", *STAGES, "sources", "attributes"),
+        help="sources: the test faces as pictures; attributes: do results show what was asked, and keep what was to stay",
+    )
     parser.add_argument("--faces", type=Path, required=True, help="folder with faces256.tar, landmarks.npz, metadata.csv")
     parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
-    parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate")
+    parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate and attributes")
     parser.add_argument("--unet-steps", type=int, default=UnetSettings.steps)
     parser.add_argument("--unet-seed", type=int, default=UnetSettings.seed, help="another one draws other faces and masks")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end the evaluation after this long")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end making results after this long")
+    parser.add_argument("--limit", type=int, help="how many test faces attributes measures (default: all)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
@@ -109,6 +115,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 
+def _attributes(options: argparse.Namespace) -> None:
+    out = options.work / "attributes"
+    figures = measure_attributes(options.faces, Recogniser(options.recogniser), out, options.limit, options.minutes)
+    logging.getLogger(__name__).info("%s", tables(figures))
+
+
 def _sources(options: argparse.Namespace) -> None:
     """Write the test faces as pictures, for `faceanon evaluate`."""
     faces, folder = FaceSet(options.faces, "test"), options.work / "sources"
@@ -120,6 +132,7 @@ def _sources(options: argparse.Namespace) -> None:
 _RUN = {
     "vae": _vae, "encoder": _encoder, "poses": _poses, "unet": _unet, "gallery": _gallery,
     "install": _install, "evaluate": _evaluate, "sources": _sources,
+    "attributes": _attributes,
 }  # fmt: skip
 
 if __name__ == "__main__":
