@@ -1,7 +1,7 @@
 """Other proportions for the new face: where eyes, brows, nose and mouth sit, and how large they are.
 
 The sketch would otherwise hand the source's proportions on, and face recognition knows people by them. Pose, expression
-and gaze stay: each feature is moved and stretched as a whole, along the face's own axes.
+and gaze stay: each feature is moved, stretched and turned as a whole, along the face's own axes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from .geometry import FloatArray, eye_centers
 
 # One unit of change, in inter-ocular distances (moves) or as a share (stretches)
 _EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.11, 0.085, 0.22
-_BROWS_DOWN = 0.13
+_BROWS_DOWN, _BROW_ARCH = 0.13, 0.35
 _NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.31
 _MOUTH_DOWN, _MOUTH_WIDTH = 0.15, 0.26
-_COUNT = 8
+_EYE_TILT, _BROW_TILT = 0.11, 0.13  # radians, outer end upwards
+_COUNT = 11
 _SHARES = (1.0, 0.7, 0.4)  # of a change, tried in turn until the feature stays inside the mask
 _LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES = 1.6, 1.0, -1.2  # in units; beyond, the model draws caricatures
 
@@ -32,10 +33,12 @@ class _Feature:
     down: float
     wide: float = 0.0  # growth of the width, a share
     high: float = 0.0
+    turn: float = 0.0  # radians, clockwise as the viewer sees it
 
     def scaled(self, share: float) -> _Feature:
         """The same feature, moved and stretched by a share of it."""
-        return _Feature(self.points, share * self.right, share * self.down, share * self.wide, share * self.high)
+        changes = (self.right, self.down, self.wide, self.high, self.turn)
+        return _Feature(self.points, *(share * change for change in changes))
 
 
 def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: float = 1.0) -> FloatArray:
@@ -50,16 +53,17 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
     if amount == 0:
         return landmarks
     draw = amount * _draw(seed)
-    apart, eyes_down, eye_size, brows_down, nose_down, nose_width, mouth_down, mouth_width = map(float, draw)
+    apart, eyes_down, eye_size, brows_down, nose_down, nose_width, mouth_down, mouth_width = map(float, draw[:8])
     sideways, size = apart * _EYES_APART, eye_size * _EYE_SIZE
+    arch, eye_tilt, brow_tilt = (float(x) for x in draw[8:] * (_BROW_ARCH, _EYE_TILT, _BROW_TILT))
     groups = (
         (
-            _Feature(geometry.RIGHT_EYE + geometry.RIGHT_IRIS, -sideways, eyes_down * _EYES_DOWN, size, size),
-            _Feature(geometry.LEFT_EYE + geometry.LEFT_IRIS, sideways, eyes_down * _EYES_DOWN, size, size),
+            _Feature(geometry.RIGHT_EYE + geometry.RIGHT_IRIS, -sideways, eyes_down * _EYES_DOWN, size, size, eye_tilt),
+            _Feature(geometry.LEFT_EYE + geometry.LEFT_IRIS, sideways, eyes_down * _EYES_DOWN, size, size, -eye_tilt),
         ),
         (
-            _Feature(geometry.RIGHT_BROW, -sideways, brows_down * _BROWS_DOWN),
-            _Feature(geometry.LEFT_BROW, sideways, brows_down * _BROWS_DOWN),
+            _Feature(geometry.RIGHT_BROW, -sideways, brows_down * _BROWS_DOWN, 0.0, arch, brow_tilt),
+            _Feature(geometry.LEFT_BROW, sideways, brows_down * _BROWS_DOWN, 0.0, arch, -brow_tilt),
         ),
         (_Feature(geometry.NOSE_RIDGE + geometry.NOSE_BASE, 0.0, nose_down * _NOSE_DOWN, nose_width * _NOSE_WIDTH),),
         (_Feature(geometry.LIPS_OUTER + geometry.LIPS_INNER, 0.0, mouth_down * _MOUTH_DOWN, mouth_width * _MOUTH_WIDTH),),
@@ -88,12 +92,12 @@ def _largest_fitting(
 
 
 def _draw(seed: int) -> NDArray[np.float64]:
-    """(8,) of length sqrt(8): no seed may leave a face as it was, and none may make it one that nobody could have."""
+    """(_COUNT,) of length sqrt(_COUNT): no seed may leave a face as it was, and none may make it one that nobody could have."""
     rng = np.random.default_rng(seed)
     while True:
         direction = rng.normal(size=_COUNT)
         draw: NDArray[np.float64] = direction * np.sqrt(_COUNT) / np.linalg.norm(direction)
-        _, eyes, size, brows, nose, _, mouth, _ = draw
+        _, eyes, size, brows, nose, _, mouth = draw[:7]
         from_brows = eyes * _EYES_DOWN - brows * _BROWS_DOWN  # how far eyes and brows move apart, mouth and nose likewise
         from_nose = mouth * _MOUTH_DOWN - nose * _NOSE_DOWN
         near = -0.08 < from_brows < 0.2 and -0.08 < from_nose < 0.2
@@ -104,7 +108,9 @@ def _draw(seed: int) -> NDArray[np.float64]:
 def _move(points: FloatArray, feature: _Feature, axes: FloatArray, unit: float) -> FloatArray:
     middle = points.mean(0)
     stretched = (points - middle) @ axes.T * np.array([1 + feature.wide, 1 + feature.high])
-    moved: FloatArray = ((stretched + unit * np.array([feature.right, feature.down])) @ axes + middle).astype(np.float32)
+    cos, sin = np.cos(feature.turn), np.sin(feature.turn)
+    turned = stretched @ np.array([[cos, sin], [-sin, cos]])
+    moved: FloatArray = ((turned + unit * np.array([feature.right, feature.down])) @ axes + middle).astype(np.float32)
     return moved
 
 

