@@ -22,6 +22,7 @@ _NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.31
 _MOUTH_DOWN, _MOUTH_WIDTH = 0.15, 0.26
 _EYE_TILT, _BROW_TILT = 0.11, 0.13  # radians, outer end upwards
 _COUNT = 11
+_VISIBLE = 0.75  # share of a moved feature that must lie inside the mask: a brow's end may come to lie under hair
 _SHARES = (1.0, 0.7, 0.4)  # of a change, tried in turn until the feature stays inside the mask
 _LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES = 1.6, 1.0, -1.2  # in units; beyond, the model draws caricatures
 
@@ -46,7 +47,8 @@ def change_proportions(landmarks: FloatArray, core: Tensor, seed: int, amount: f
 
     Args:
         landmarks: (478, 2) xy in pixels of a square crop.
-        core: (1, 1, S, S), 1 = regenerate. A feature moves only in there: less far where it would leave it.
+        core: (1, 1, S, S), 1 = regenerate. A feature moves only in there: less far where it would leave it by more
+            than a part.
         seed: the same seed changes every face alike, so that a person looks the same in every frame.
         amount: 1 moves the features by about 8% of the inter-ocular distance on average; 0 changes nothing.
     """
@@ -86,7 +88,7 @@ def _largest_fitting(
     if all(_inside(landmarks[list(feature.points)], core) for feature in group):
         for share in _SHARES:
             moved = {f: _move(landmarks[list(f.points)], f.scaled(share), axes, unit) for f in group}
-            if all(_inside(points, core) for points in moved.values()):
+            if all(_inside(points, core, _VISIBLE) for points in moved.values()):
                 return moved
     return {}
 
@@ -114,9 +116,9 @@ def _move(points: FloatArray, feature: _Feature, axes: FloatArray, unit: float) 
     return moved
 
 
-def _inside(points: FloatArray, core: Tensor) -> bool:
+def _inside(points: FloatArray, core: Tensor, share: float = 1.0) -> bool:
     side = core.shape[-1]
     x, y = np.round(points).astype(int).T
     if x.min() < 0 or y.min() < 0 or x.max() >= side or y.max() >= side:
         return False
-    return bool((core[0, 0].cpu().numpy()[y, x] > 0).all())
+    return bool((core[0, 0].cpu().numpy()[y, x] > 0).mean() >= share)
