@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .pipeline import Anonymizer, Result, Settings
 
 log = logging.getLogger("faceanon")
+EACH = "each"  # in place of a seed: one for each picture, drawn from its pixels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +113,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 1)"
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
+    parser.add_argument(
+        "--seed", type=_seed, default=0,
+        help="same seed, same picture; each: every picture has its own, so that a person's are harder to link (default: 0)",
+    )  # fmt: skip
     parser.add_argument(
         "--preset", choices=("default", "reference"), default="default",
         help="reference: the paper's settings to the letter, slower and without the defaults' care for pose",
@@ -125,6 +129,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     cli_check.add_recognisers(parser)
     parser.add_argument("--tries", type=int, default=4, help="how often, before the face counts as failed (default: 4)")
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+
+
+def _seed(text: str) -> int | str:
+    return text if text == EACH else int(text)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -153,7 +161,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         proportions=preset.proportions if options.proportions is None else options.proportions,
         emphasis=preset.emphasis if options.emphasis is None else options.emphasis,
         steps=preset.steps if options.steps is None else options.steps,
-        seed=options.seed,
+        seed=0 if options.seed == EACH else options.seed,
+        own_seed=options.seed == EACH,
         faces=options.faces,
         on_failure=options.on_failure,
         max_similarity=options.max_similarity,

@@ -6,6 +6,7 @@ covered by a solid fill, as the policy says.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,7 @@ class Settings:
     describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
     proportions: float = 1.0  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
     same_seed: bool = False  # one seed for every face, as the reference does
+    own_seed: bool = False  # add a number of the picture's own to the seed, so that a person's pictures share no noise
     faces: str = "all"  # "all", "largest", or a count of the largest ones
     on_failure: Policy = "error"
     max_similarity: float | None = None  # to the source, in place of the recognisers' own limits; above, it is made again
@@ -194,6 +196,8 @@ class Anonymizer:
         Raises: NoFaceError or AnonymizationError under the policy "error"; InputError for unusable settings.
         """
         self.check(settings)
+        if settings.own_seed:
+            settings = replace(settings, seed=settings.seed + _number_of(pixels))
         scan = self.detector.scan(pixels)
         if not scan.faces and not scan.unfitted:
             if settings.on_failure == "keep":
@@ -409,6 +413,11 @@ def _apply_policy(
         f"face {index + 1} of {count} (near x {x:.0f}, y {y:.0f}) could not be anonymized: {error}; "
         "nothing is written. Use the failure policy redact to cover such faces instead"
     ) from error
+
+
+def _number_of(pixels: NDArray[np.uint8]) -> int:
+    """48 bits that are the same for the same pixels and other ones for others."""
+    return int.from_bytes(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()[:6], "big")
 
 
 def _chosen_count(faces: str, found: int) -> int:

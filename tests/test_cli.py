@@ -466,3 +466,19 @@ def test_a_run_stopped_while_it_writes_leaves_nothing_half_written(photo, tmp_pa
     )
     assert done.returncode == 1 and "stopped; run the same command again" in done.stderr
     assert files_below(tmp_path / "out") == set() and files_below(temp) == set()
+
+
+def test_each_picture_of_a_folder_has_a_seed_of_its_own_on_request_that_it_also_has_alone(
+    portrait, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(portrait if name == "a" else 255 - (255 - portrait) // 2).save(tmp_path / "in" / f"{name}.png")
+    assert anonymize(tmp_path / "in", tmp_path / "each", "--seed", "each") == 0
+    assert anonymize(tmp_path / "in" / "a.png", tmp_path / "alone.png", "--seed", "each") == 0
+    assert anonymize(tmp_path / "in" / "a.png", tmp_path / "zero.png") == 0
+    assert np.array_equal(pixels(tmp_path / "each" / "a.png"), pixels(tmp_path / "alone.png"))
+    assert not np.array_equal(pixels(tmp_path / "alone.png"), pixels(tmp_path / "zero.png"))
+    with pytest.raises(SystemExit):
+        anonymize(tmp_path / "in", tmp_path / "other", "--seed", "some")
+    assert "argument --seed: invalid" in capsys.readouterr().err

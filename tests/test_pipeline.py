@@ -105,6 +105,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_face(anonymi
     assert not np.array_equal(anonymizer.anonymize(astronaut, Settings(steps=2, seed=1)).pixels, default.pixels)
 
 
+def test_pictures_have_seeds_of_their_own_on_request_and_one_picture_always_the_same(anonymizer, astronaut) -> None:
+    def seeds(picture: np.ndarray, settings: Settings) -> list[int]:
+        asked: list[int] = []
+        model = BrokenModel(anonymizer, lambda source: source.flip(-1))
+        answer = model.regenerate
+        model.regenerate = lambda *given, **named: asked.append(given[4]) or answer(*given, **named)
+        model.anonymize(picture, settings)
+        return asked
+
+    other = np.ascontiguousarray(astronaut[:, ::-1])
+    assert seeds(astronaut, Settings(seed=3)) == seeds(other, Settings(seed=3)) == [3]
+    one, again, two = (seeds(picture, Settings(own_seed=True)) for picture in (astronaut, astronaut.copy(), other))
+    assert one == again != two
+    assert seeds(astronaut, Settings(seed=3, own_seed=True)) == [one[0] + 3]
+
+
 def test_strength_0_is_bit_identical_to_a_guidance_that_never_acts_and_strength_1_is_not(anonymizer, astronaut, default):
     never = Settings(steps=2, guidance=GuidanceSettings(end=0.0))
     off = anonymizer.anonymize(astronaut, Settings(steps=2, guidance=GuidanceSettings(strength=0.0)))
