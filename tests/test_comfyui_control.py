@@ -104,6 +104,27 @@ def test_tokens_of_the_region_need_the_mask_and_change_the_pull(inputs: Any) -> 
     assert torch.allclose(everywhere, sampled(inputs, tokens="patches"), atol=1e-4)
 
 
+def test_more_of_the_source_is_kept_with_an_encoder_and_cfg_lays_emphasis_on_what_is_asked(inputs: Any, demo: Any) -> None:
+    shown = {"sex": "male", "age": "baby", "skin": "brown", "expression": "open-mouth"}
+    target = [replace(inputs["guidance"]["target"][0], attributes=shown)]
+    faces = {"crops": inputs["guidance"]["crops"], "target": target}
+    plain, nothing = run_node("DemoConditioning", **faces)
+    kept, _ = run_node("DemoConditioning", **faces, keep="sex, age, expression, skin", encoder=demo["encoder"])
+    none, _ = run_node("DemoConditioning", **faces, keep="")
+    assert not torch.equal(kept[0][0], plain[0][0]) and not torch.equal(none[0][0], plain[0][0])
+    with pytest.raises(Exception, match="sex, age of the source cannot be measured; connect the demo model's encoder"):
+        run_node("DemoConditioning", **faces, keep="sex, age")
+    asked, opposite = run_node("DemoConditioning", **faces, attributes="sex=male", encoder=demo["encoder"])
+    differs = (asked[0][0] != opposite[0][0]).any(-1)[0]
+    assert differs.sum() == 1 and not torch.equal(opposite[0][0], nothing[0][0])  # in nothing but what was asked
+    cond = {"vae": demo["vae"], "crops": faces["crops"], "mask": inputs["guidance"]["mask"]}
+    positive, negative, latent = run_node("InpaintFaces", positive=asked, negative=opposite, **cond)
+    sampler = inputs["sampler"] | {"positive": positive, "negative": negative, "latent": latent}
+    (spec,) = run_node("AttributeGuidance", **inputs["guidance"], strength=0.0)
+    once, pressed = (run_node("GuidedSampler", guidance=spec, **sampler, cfg=cfg)[0]["samples"] for cfg in (1.0, 6.0))
+    assert not torch.allclose(once, pressed, atol=0.05)
+
+
 def test_a_parser_in_the_graph_gives_more_regions_and_keeps_glasses(models: Path, inputs: Any) -> None:
     shutil.copytree(FACE_PARSER, models / "faceanon" / "face-parsing")
     (parser,) = run_node("LoadFaceParser", file="faceanon/face-parsing/model.safetensors")

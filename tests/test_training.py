@@ -22,6 +22,18 @@ from faceanon_core.diffusion import load_vae
 from faceanon_core.errors import FaceAnonError
 from faceanon_core.faces import FaceDetector
 from faceanon_core.geometry import LIPS_OUTER, RIGHT_EYE, inter_ocular
+from faceanon_core.identity import Recogniser
+from faceanon_core.image import Picture, save_picture
+from faceanon_core.training.attributes import (
+    JUDGES,
+    RUNS,
+    Judges,
+    fit_second_judge,
+    measure_attributes,
+    plan,
+    result_file,
+    summarize,
+)
 from faceanon_core.training.data import FaceSet, batch_at
 from faceanon_core.training.encoder import EncoderSettings, augment, train_encoder
 from faceanon_core.training.labels import caption_attributes, label_faces
@@ -37,7 +49,11 @@ COUNT = 4
 @pytest.fixture(scope="module")
 def folder(crop, tmp_path_factory) -> Path:
     """A set of four faces in the format of the training data: the astronaut in four lights, three to train on."""
-    root = tmp_path_factory.mktemp("faces")
+    return write_faces(crop, tmp_path_factory.mktemp("faces"), ("train", "train", "train", "test"))
+
+
+def write_faces(crop, root: Path, splits: tuple[str, ...]) -> Path:
+    root.mkdir(exist_ok=True)
     names = [f"face_{i}" for i in range(COUNT)]
     with tarfile.open(root / "faces256.tar", "w") as archive:
         for light, name in zip((1.0, 0.8, 0.6, 0.9), names, strict=True):
@@ -51,7 +67,7 @@ def folder(crop, tmp_path_factory) -> Path:
     with (root / "metadata.csv").open("w", newline="") as handle:
         table = csv.writer(handle)
         table.writerow(["name", "split", "source", "license", "sex", "ethnicity", "caption", "px_per_source_px"])
-        for name, split in zip(names, ("train", "train", "train", "test"), strict=True):
+        for name, split in zip(names, splits, strict=True):
             table.writerow([name, split, "here", "none", "female", "", "a senior woman with red hair", 1])
     return root
 
@@ -238,3 +254,55 @@ def test_a_bent_picture_shows_the_face_where_its_landmarks_say(crop) -> None:
     missed = np.linalg.norm(landmarks - found.landmarks, axis=1)[list(RIGHT_EYE + LIPS_OUTER)].mean() / unit
     assert moved > 0.05 and missed < 0.04
     assert np.abs(bent[0].astype(int) - crop.pixels[0]).mean() < 4  # the picture's edge stays
+@pytest.mark.faces
+def test_the_attributes_of_results_are_judged_against_their_sources(crop, network, anonymizer, tmp_path: Path) -> None:
+    """The sources themselves stand in for the results, so that the answers are known."""
+    root, out = write_faces(crop, tmp_path / "faces", ("train", "train", "test", "test")), tmp_path / "out"
+    recogniser, faces = Recogniser(network), FaceSet(root, "test")
+    weights = fit_second_judge(root, recogniser, tmp_path / "judge.npz")
+    judges = Judges(anonymizer.encoder, recogniser, weights)
+    for run in RUNS:
+        for i in range(2):
+            settings = plan(run, i, judges.read_source(faces, i)).settings
+            save_picture(Picture(faces.image(i)), result_file(out, faces, (run, i), settings))
+    figures = measure_attributes(root, recogniser, out, minutes=0)
+    for run in RUNS:
+        assert figures[run]["faces"] == 2 and figures[run]["same_person"]["share"] == 1
+        assert figures[run]["pose_error"] < 2
+        shares = [share["share"] for share in figures[run]["kept"].values() if share["of"]]
+        assert len(shares) >= 3 and sum(shares) / len(shares) >= 0.9  # a tone at a class's border may tip over
+    asked = figures["asked"]["asked"].values()
+    assert sum(found["exact"]["of"] for found in asked) > 0 and sum(found["exact"]["hits"] for found in asked) == 0
+    assert "100.0%" in (out / "attributes.md").read_text()
+
+
+def test_every_face_is_asked_for_something_else_than_it_shows() -> None:
+    reading = {
+        judge: {"sex": "female", "age": "adult", "skin": "tan", "expression": "smile"}[JUDGES[judge]] for judge in JUDGES
+    }
+    asked = [plan("asked", i, reading).asked for i in range(60)]
+    values = {(name, value) for each in asked for name, value in each.items()}
+    assert all(len(each) == 1 for each in asked)
+    assert values == {
+        ("sex", "male"),
+        *(("age", value) for value in ("child", "teen", "senior")),
+        *(("skin", value) for value in ("very-light", "light", "intermediate", "brown", "dark")),
+    }
+    off = plan("asked, off", 0, reading)
+    assert off.asked == plan("asked", 0, reading).asked and off.settings.guidance.strength == 0
+    unsure = {judge: value if judge == "skin, measured" else None for judge, value in reading.items()}
+    assert {name for i in range(9) for name in plan("asked", i, unsure).asked} == {"skin"}
+
+
+def test_a_share_counts_only_faces_whose_judge_is_sure_and_who_show_something_else() -> None:
+    judge = "sex, by the demo encoder"
+    nothing = dict.fromkeys(JUDGES)
+
+    def row(source: str | None, asked: str, shown: str | None) -> dict[str, object]:
+        readings = {"source": nothing | {judge: source}, "shown": nothing | {judge: shown}}
+        return {"run": "asked", "asked": {"sex": asked}, **readings}
+
+    changed, same, lost = (row("female", "male", shown) for shown in ("male", "female", None))
+    rows = [changed, same, lost, row(None, "male", "male")]
+    found = summarize([*rows, row("male", "male", "male")])["asked"]["asked"][judge]["exact"]
+    assert (found["hits"], found["of"]) == (1, 3)

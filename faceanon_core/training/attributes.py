@@ -178,7 +178,7 @@ def measure_attributes(
     chosen = [int(i) for i in np.random.default_rng(0).permutation(len(faces))[:limit]]
     sources = {i: judges.read_source(faces, i) for i in chosen}
     plans = {(run, i): plan(run, i, sources[i]) for run in RUNS for i in chosen}
-    files = {job: _file(out, faces, job, wanted.settings) for job, wanted in plans.items()}
+    files = {job: result_file(out, faces, job, wanted.settings) for job, wanted in plans.items()}
     missing = [(i, plans[run, i].settings, files[run, i]) for run, i in plans if not files[run, i].is_file()]
     _make(root, missing, time.time() + 60 * minutes)
     crowd = Crowd(faces, recogniser)
@@ -194,7 +194,7 @@ def measure_attributes(
     return figures
 
 
-def _file(out: Path, faces: FaceSet, job: tuple[str, int], settings: Settings) -> Path:
+def result_file(out: Path, faces: FaceSet, job: tuple[str, int], settings: Settings) -> Path:
     """Where a result is kept: another one when weights or settings change."""
     used = [file_hash(ASSETS / f"{name}.safetensors") for name in ("vae", "unet", "tokens", "encoder")]
     gallery = file_hash(ASSETS / "gallery" / "gallery.json")

@@ -1,0 +1,115 @@
+"""The pictures of the nodes' help pages: `python tests/help_tools.py` makes them anew, on one core in a few minutes.
+
+Everything is made by our own command line and the demo model, of scikit-image's portrait of Eileen Collins (NASA, public
+domain) or of nobody.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from make_parser import draw_glasses
+
+from faceanon_core.cli import main
+from faceanon_core.crop import crop_face
+from faceanon_core.faces import FaceDetector
+from faceanon_core.parsing import LABELS
+from faceanon_core.report import contact_sheet
+from faceanon_core.semantic_parser import load_semantic_parser
+
+PICTURES = Path(__file__).resolve().parent.parent / "web" / "docs" / "pictures"
+MOST_BYTES = 40_000
+SEED = 9
+Pixels = NDArray[np.uint8]
+
+
+class Maker:
+    """Runs the command line on the portrait, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.portrait = folder, data.astronaut()[10:230, 115:335].copy()
+        Image.fromarray(self.portrait).save(folder / "portrait.png")
+
+    def run(self, *words: object) -> Pixels:
+        """The picture that `faceanon anonymize` makes of the portrait."""
+        output = self.folder / "new.png"
+        output.unlink(missing_ok=True)
+        code = main(
+            ["anonymize", str(self.folder / "portrait.png"), "-o", str(output), "--seed", str(SEED), *map(str, words)]
+        )
+        assert code == 0, words
+        return np.asarray(Image.open(output))
+
+    def row(self, cases: dict[str, list[str]]) -> Pixels:
+        """The source and the results side by side, with titles."""
+        pictures = [self.portrait, *(self.run(*words) for words in cases.values())]
+        return contact_sheet([pictures], ["source", *cases])
+
+
+def main_pictures(maker: Maker) -> dict[str, Pixels]:
+    """All of them, by file name."""
+    keep = {f"keep {name}": ["--keep", name] for name in ("eyes", "mouth")}
+    keep["keep all but nose"] = ["--keep", "skin,eyes,brows,mouth"]
+    keep["only left_eye"] = ["--regions", "left_eye"]
+    asked = {text: ["--attributes", text] for text in ("sex=male", "age=senior", "skin=dark", "expression=smile")}
+    chart = maker.folder / "chart.png"
+    maker.run("--hold-pose", 1, "--chart", chart)
+    return {
+        "regions": maker.row(keep),
+        "attributes": maker.row({"nothing asked": [], **asked}),
+        "strength": maker.row({f"strength {s}": ["--strength", str(s), "--target", "chidi"] for s in (0, 1, 2)}),
+        "hold_pose": maker.row({f"hold pose {s}": ["--hold-pose", str(s)] for s in (0, 1, 2)}),
+        "chart": np.asarray(Image.open(chart)),
+        "candidates": candidates(maker.folder),
+        "parser": parsed(maker.portrait),
+    }
+
+
+def candidates(folder: Path) -> Pixels:
+    """The sheet of `faceanon synthesize`."""
+    sheet = folder / "sheet.png"
+    assert main(["synthesize", "-o", str(sheet), "--attributes", "sex=male,age=adult", "--count", "4"]) == 0
+    return np.asarray(Image.open(sheet))
+
+
+def parsed(portrait: Pixels) -> Pixels:
+    """A face with drawn glasses, and what the tests' small SegFormer sees in it."""
+    with FaceDetector() as detector:
+        (face,) = detector.detect(portrait)
+    crop = crop_face(portrait, face, 256)
+    pixels = crop.pixels.copy()
+    draw_glasses(pixels, crop.landmarks, 20)
+    labels = load_semantic_parser(Path(__file__).parent / "data" / "face_parsing").parse(pixels, crop.landmarks)
+    colours = cv2.applyColorMap((np.arange(len(LABELS)) * 255 // len(LABELS)).astype(np.uint8), cv2.COLORMAP_TURBO)[
+        :, 0, ::-1
+    ]
+    shown = np.where(labels[..., None] > 0, (0.4 * pixels + 0.6 * colours[labels]), pixels).astype(np.uint8)
+    return contact_sheet([[pixels, shown]], ["crop", "regions it finds"])
+
+
+def save(name: str, pixels: Pixels, width_px: int = 768) -> None:
+    """Write a JPEG as good as fits."""
+    height = round(pixels.shape[0] * width_px / pixels.shape[1])
+    picture = Image.fromarray(cv2.resize(pixels, (width_px, height), interpolation=cv2.INTER_AREA))
+    for quality in range(92, 40, -4):
+        picture.save(PICTURES / f"{name}.jpg", quality=quality, optimize=True)
+        if (PICTURES / f"{name}.jpg").stat().st_size <= MOST_BYTES:
+            return
+    raise AssertionError(f"{name} does not fit into {MOST_BYTES} bytes")
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        for name, pixels in main_pictures(Maker(Path(made))).items():
+            save(name, pixels)
