@@ -22,6 +22,7 @@ _NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.31
 _MOUTH_DOWN, _MOUTH_WIDTH = 0.15, 0.26
 _EYE_TILT, _BROW_TILT = 0.11, 0.13  # radians, outer end upwards
 _COUNT = 11
+_CLOSEST, _FARTHEST = -0.08, 0.2  # change of the gaps between brows and eyes, nose and mouth, inter-ocular distances
 _VISIBLE = 0.75  # share of a moved feature that must lie inside the mask: a brow's end may come to lie under hair
 _SHARES = (1.0, 0.7, 0.4)  # of a change, tried in turn until the feature stays inside the mask
 _LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES = 1.6, 1.0, -1.2  # in units; beyond, the model draws caricatures
@@ -94,7 +95,7 @@ def _largest_fitting(
 
 
 def _draw(seed: int) -> NDArray[np.float64]:
-    """(_COUNT,) of length sqrt(_COUNT): no seed may leave a face as it was, and none may make it one that nobody could have."""
+    """(_COUNT,) of length sqrt(_COUNT): no seed may leave a face as it was, and none make it one that nobody could have."""
     rng = np.random.default_rng(seed)
     while True:
         direction = rng.normal(size=_COUNT)
@@ -102,7 +103,7 @@ def _draw(seed: int) -> NDArray[np.float64]:
         _, eyes, size, brows, nose, _, mouth = draw[:7]
         from_brows = eyes * _EYES_DOWN - brows * _BROWS_DOWN  # how far eyes and brows move apart, mouth and nose likewise
         from_nose = mouth * _MOUTH_DOWN - nose * _NOSE_DOWN
-        near = -0.08 < from_brows < 0.2 and -0.08 < from_nose < 0.2
+        near = all(_CLOSEST < apart < _FARTHEST for apart in (from_brows, from_nose))
         if np.abs(draw).max() <= _LARGEST and near and mouth < _LOWEST_MOUTH and size > _SMALLEST_EYES:
             return draw
 
