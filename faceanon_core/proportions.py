@@ -25,7 +25,7 @@ _COUNT = 11
 _CLOSEST, _FARTHEST = -0.08, 0.2  # change of the gaps between brows and eyes, nose and mouth, inter-ocular distances
 _VISIBLE = 0.75  # share of a moved feature that must lie inside the mask: a brow's end may come to lie under hair
 _SHARES = (1.0, 0.7, 0.4)  # of a change, tried in turn until the feature stays inside the mask
-_LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES = 1.6, 1.0, -1.2  # in units; beyond, the model draws caricatures
+_LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES, _NEAREST_EYES = 1.4, 1.0, -1.0, -0.8  # units; beyond: caricatures
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,12 @@ def _draw(seed: int) -> NDArray[np.float64]:
     while True:
         direction = rng.normal(size=_COUNT)
         draw: NDArray[np.float64] = direction * np.sqrt(_COUNT) / np.linalg.norm(direction)
-        _, eyes, size, brows, nose, _, mouth = draw[:7]
+        eyes_apart, eyes, size, brows, nose, _, mouth = draw[:7]
         from_brows = eyes * _EYES_DOWN - brows * _BROWS_DOWN  # how far eyes and brows move apart, mouth and nose likewise
         from_nose = mouth * _MOUTH_DOWN - nose * _NOSE_DOWN
         near = all(_CLOSEST < apart < _FARTHEST for apart in (from_brows, from_nose))
-        if np.abs(draw).max() <= _LARGEST and near and mouth < _LOWEST_MOUTH and size > _SMALLEST_EYES:
+        looks = mouth < _LOWEST_MOUTH and size > _SMALLEST_EYES and eyes_apart > _NEAREST_EYES
+        if np.abs(draw).max() <= _LARGEST and near and looks:
             return draw
 
 
