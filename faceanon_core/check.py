@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .crop import crop_face
 from .errors import AnonymizationError, ShapeError
-from .faces import Face, FaceDetector, Scan, Unfitted, is_same_face
-from .geometry import FACE_OVAL, FloatArray
+from .faces import Face, FaceDetector, Scan, Unfitted
+from .geometry import FACE_OVAL, FloatArray, is_same_face
 from .identity import Recogniser, Verdict
 from .judge import judge_face
 

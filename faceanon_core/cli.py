@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -132,6 +133,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _seed(text: str) -> int | str:
+    if text != EACH and not re.fullmatch(r"[+-]?\d+", text):
+        raise argparse.ArgumentTypeError(f"a seed is a whole number or {EACH}, got {text!r}")
     return text if text == EACH else int(text)
 
 

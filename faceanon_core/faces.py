@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .checks import check_size
 from .errors import InputError, WeightsError
-from .geometry import LANDMARK_COUNT, Box, FloatArray, warp_square
+from .geometry import LANDMARK_COUNT, Box, FloatArray, is_same_face, warp_square
 from .optional import OPTIONAL_MODELS, model_folder
 from .recall import SecondDetector
 
@@ -33,7 +33,6 @@ TURNED_SCORE = 0.75  # what a face lying on its side or upside down must reach; 
 TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless it is this much less sure
 COARSE = 3  # faces that are not upright are looked for in views of at least this part of the picture: 1 / COARSE
 INSIDE_SHARE = 0.35  # of a box must lie in the picture; less is the mirror image of a face near the border
-SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
 SAME_PLACE_IOU = 0.3  # of the boxes above which a face in a result takes the place of the source's
 TASK_FILE = OPTIONAL_MODELS["face_landmarker"]
 TASK_FILE_VARIABLE = "FACEANON_FACE_LANDMARKER"
@@ -240,12 +239,6 @@ def _starts(length: int, side: int) -> list[int]:
         return [0]
     count = int(np.ceil((length - side) / (side * (1 - TILE_OVERLAP)))) + 1
     return [round(i * (length - side) / (count - 1)) for i in range(count)]
-
-
-def is_same_face(a: Box, b: Box) -> bool:
-    """Whether two boxes share so much that they hold one face."""
-    smaller = min(a.area, b.area)
-    return smaller > 0 and a.intersection(b) / smaller > SAME_FACE_OVERLAP
 
 
 def face_at(place: Box, found: Sequence[Face]) -> Face | None:

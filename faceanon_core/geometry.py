@@ -29,6 +29,7 @@ LANDMARK_COUNT = 478
 ARCFACE_PX = 112  # side of the crop that face-recognition networks see
 # in it: right eye, left eye, nose tip, mouth corners (subject's right first)
 _ARCFACE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
+SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
 CONTEXT = 1.6  # side of the square crop over the longer side of the landmarks' box
 
 
@@ -74,6 +75,12 @@ class Box:
         """Smallest box that holds `points`, (N, 2) xy in pixels."""
         (left, top), (right, bottom) = points.min(0), points.max(0)
         return Box(float(left), float(top), float(right), float(bottom))
+
+
+def is_same_face(a: Box, b: Box) -> bool:
+    """Whether two boxes share so much that they hold one face."""
+    smaller = min(a.area, b.area)
+    return smaller > 0 and a.intersection(b) / smaller > SAME_FACE_OVERLAP
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import WeightsError
-from .geometry import Box
+from .geometry import Box, is_same_face
 from .optional import OPTIONAL_MODELS
 
 _YUNET = OPTIONAL_MODELS["yunet"]
@@ -46,7 +46,8 @@ class SecondDetector:
             scale = min(1.0, side / max(image.shape[:2]))
             size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
             view = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
-            found += [Box(x / scale, y / scale, (x + w) / scale, (y + h) / scale) for x, y, w, h in self._boxes(view)]
+            boxes = [Box(x / scale, y / scale, (x + w) / scale, (y + h) / scale) for x, y, w, h in self._boxes(view)]
+            found += [box for box in boxes if not any(is_same_face(box, other) for other in found)]  # seen at both sides
             if scale == 1:  # a larger side gives the same picture
                 break
         return found

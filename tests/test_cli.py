@@ -481,4 +481,4 @@ def test_each_picture_of_a_folder_has_a_seed_of_its_own_on_request_that_it_also_
     assert not np.array_equal(pixels(tmp_path / "alone.png"), pixels(tmp_path / "zero.png"))
     with pytest.raises(SystemExit):
         anonymize(tmp_path / "in", tmp_path / "other", "--seed", "some")
-    assert "argument --seed: invalid" in capsys.readouterr().err
+    assert "a seed is a whole number or each, got 'some'" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from skimage import data
 from faceanon_core.errors import AnonymizationError, WeightsError
 from faceanon_core.faces import FaceDetector, Scan
 from faceanon_core.geometry import Box
-from faceanon_core.optional import OPTIONAL_MODELS, model_folder
+from faceanon_core.optional import FOLDER_VARIABLE, OPTIONAL_MODELS, model_folder
 from faceanon_core.pipeline import Anonymizer, Settings
 from faceanon_core.recall import SecondDetector
 
@@ -23,8 +23,19 @@ FACELESS = (
 )
 
 
+@pytest.fixture(params=["cascade", "yunet"])
+def folders(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> list[Path]:
+    """Where the second detector looks for YuNet's file: nowhere, or where the environment says it is."""
+    path = model_folder() / OPTIONAL_MODELS["yunet"].file
+    if request.param == "cascade":
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    elif not path.is_file():
+        pytest.skip(f"no {path}; fetch it with faceanon download yunet, or name its folder in {FOLDER_VARIABLE}")
+    return [model_folder()]
+
+
 @pytest.fixture
-def blind(monkeypatch) -> FaceDetector:
+def blind(folders: list[Path], monkeypatch) -> FaceDetector:
     """A detector whose mediapipe proposes nothing: it finds every face that could be drawn here."""
     detector = FaceDetector()
     monkeypatch.setattr(detector, "_proposals", lambda image: [])
@@ -32,18 +43,18 @@ def blind(monkeypatch) -> FaceDetector:
 
 
 @pytest.mark.parametrize("name", FACELESS.split())
-def test_nothing_is_seen_where_there_is_no_face(name: str) -> None:
+def test_nothing_is_seen_where_there_is_no_face(folders: list[Path], name: str) -> None:
     pixels = getattr(data, name)()
     if pixels.dtype != np.uint8:
         pixels = (pixels / pixels.max() * 255).astype(np.uint8)
     if pixels.ndim == 2:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    assert SecondDetector([]).find(np.ascontiguousarray(pixels[..., :3])) == []
+    assert SecondDetector(folders).find(np.ascontiguousarray(pixels[..., :3])) == []
 
 
 @pytest.mark.parametrize("width", [300, 512, 4000])
-def test_a_face_is_found_in_the_pixels_of_the_picture(astronaut, face, width: int) -> None:
-    (box,) = SecondDetector([]).find(cv2.resize(astronaut, (width, width), interpolation=cv2.INTER_AREA))
+def test_a_face_is_found_in_the_pixels_of_the_picture(folders: list[Path], astronaut, face, width: int) -> None:
+    (box,) = SecondDetector(folders).find(cv2.resize(astronaut, (width, width), interpolation=cv2.INTER_AREA))
     assert box.center == pytest.approx([value * width / 512 for value in face.box.center], abs=0.04 * width)
 
 
@@ -55,7 +66,7 @@ def test_a_face_that_both_find_is_one_face(anonymizer: Anonymizer, two_faces) ->
 def test_a_face_that_mediapipe_misses_is_reported_unless_that_is_switched_off(blind, astronaut, monkeypatch) -> None:
     assert blind.detect(astronaut) == []
     (missed,) = blind.scan(astronaut).unfitted
-    assert missed.reason == "only OpenCV's cascade sees it"
+    assert missed.reason in ("only OpenCV's cascade sees it", "only OpenCV's YuNet sees it")
     alone = FaceDetector(cross_check=False)
     monkeypatch.setattr(alone, "_proposals", lambda image: [])
     assert alone.scan(astronaut) == Scan([], [])
@@ -64,7 +75,7 @@ def test_a_face_that_mediapipe_misses_is_reported_unless_that_is_switched_off(bl
 def test_a_face_that_mediapipe_misses_is_never_passed_on_silently(blind, astronaut, face) -> None:
     anonymizer = Anonymizer()
     anonymizer.detector = blind
-    with pytest.raises(AnonymizationError, match="only OpenCV's cascade sees it; nothing is written"):
+    with pytest.raises(AnonymizationError, match=r"only OpenCV's (cascade|YuNet) sees it; nothing is written"):
         anonymizer.anonymize(astronaut, Settings())
     result = anonymizer.anonymize(astronaut, Settings(on_failure="redact"))
     assert [report.status for report in result.faces] == ["redacted"]
@@ -73,20 +84,22 @@ def test_a_face_that_mediapipe_misses_is_never_passed_on_silently(blind, astrona
 
 
 @pytest.mark.faces
-def test_generated_faces_are_seen_by_both(anonymizer: Anonymizer, shared_faces: Path) -> None:
+def test_generated_faces_are_seen_by_both(folders: list[Path], shared_faces: Path) -> None:
     from faceanon_core.training.data import FaceSet
 
-    faces, second = FaceSet(shared_faces, "test"), SecondDetector([])
+    faces, second = FaceSet(shared_faces, "test"), SecondDetector(folders)
+    detector = FaceDetector()
     seen = [len(second.find(faces.image(i))) for i in range(0, 302, 8)]
     assert np.mean(np.array(seen) == 1) >= 0.9 and max(seen) == 1
-    assert all(not anonymizer.detector.scan(faces.image(i)).unfitted for i in range(0, 302, 40))
+    assert all(not detector.scan(faces.image(i)).unfitted for i in range(0, 302, 40))
 
 
 @pytest.mark.faces
-def test_dark_faces_that_mediapipe_misses_are_reported(anonymizer: Anonymizer, shared_faces: Path) -> None:
+def test_dark_faces_that_mediapipe_misses_are_reported(folders: list[Path], shared_faces: Path) -> None:
     """Twelve of them, 64 to 120 px with their surroundings, on two photographs of coffee."""
     from faceanon_core.training.data import FaceSet
 
+    detector = FaceDetector()
     faces, draw, missed, reported = FaceSet(shared_faces, "test"), np.random.default_rng(4), 0, 0
     for _ in range(2):
         canvas, boxes = cv2.resize(data.coffee(), (1200, 800)), []
@@ -96,7 +109,7 @@ def test_dark_faces_that_mediapipe_misses_are_reported(anonymizer: Anonymizer, s
             x, y = place % 3 * 400 + 50, place // 3 * 400 + 50
             canvas[y : y + side, x : x + side] = (small * 0.25).astype(np.uint8)
             boxes.append(Box(x, y, x + side, y + side))
-        scan = anonymizer.detector.scan(canvas)
+        scan = detector.scan(canvas)
         lost = [box for box in boxes if not any(box.intersection(face.box) > 0 for face in scan.faces)]
         missed += len(lost)
         reported += sum(any(box.intersection(one.box) > 0 for one in scan.unfitted) for box in lost)

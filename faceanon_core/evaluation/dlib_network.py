@@ -21,7 +21,7 @@ _FIVE = (263, 362, 33, 133, 2)  # dlib's five points: outer and inner corners of
 
 
 class DlibNetwork:
-    """An `Embedder`. dlib compares by distance; on unit vectors the cosine orders pairs the same way.
+    """An `Embedder`. dlib compares by distance; the cosine of unit vectors orders pairs nearly the same way.
 
     Raises: InputError if a package is missing.
     """
