@@ -57,7 +57,6 @@ log = logging.getLogger(__name__)
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
 Status = Literal["anonymized", "redacted", "kept"]
-_DRAWN = {"expression", "skin"}  # what of the source the drawing shows, so that telling it harder is not needed
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Settings:
     target: str | None = None  # gallery name or picture file; None chooses from the gallery
     attributes: Attributes = field(default_factory=dict)  # asked of the new face; override all others
     keep_attributes: tuple[str, ...] = ("expression", "skin")  # taken from the source; override the target's own
-    emphasis: float = 6.0  # how hard what is asked is told, against what the surroundings suggest; 1 = once, and faster
+    emphasis: float = 6.0  # how hard what is asked is told, against what the surroundings suggest; 1 = once
     steps: int = 20
     seed: int = 0
     eta: float = 1.0
@@ -350,8 +349,8 @@ def new_face_attributes(
     """What the model is told of a new face, and what it is to move away from where emphasis is laid on what was asked.
 
     Told is what the user asked, what stays as in the source, else the target's own; hair only where asked for: it lies
-    outside the face and stays. The opposite has the source's values of what was asked, and leaves open what shall be as it
-    is. It is None where nothing was asked or kept but expression and skin, which the drawing shows.
+    outside the face and stays. The opposite has the source's values of what was asked, and leaves open what is asked to be
+    as it is; None where nothing was asked. What is kept needs no emphasis: the surroundings say it as well.
 
     Args:
         keep: attributes taken from the source.
@@ -360,11 +359,10 @@ def new_face_attributes(
     kept = source_attributes(source, encoder, keep)
     own = {name: value for name, value in target.attributes.items() if name != "hair"}
     told = {**own, **kept, **asked}
-    pressed = {*asked, *kept} - {name for name in _DRAWN if name not in asked}
-    if not pressed:
+    if not asked:
         return told, None
     guessed = source_attributes(source, encoder, tuple(asked)) if encoder is not None else measured_attributes(source)
-    opposite = {name: value for name, value in told.items() if name not in pressed}
+    opposite = {name: value for name, value in told.items() if name not in asked}
     changed = {name: guessed[name] for name in asked if guessed.get(name, asked[name]) != asked[name]}
     return told, opposite | changed
 

@@ -41,8 +41,8 @@ class DemoConditioning:
     RETURN_NAMES = ("positive", "negative")
     DESCRIPTION = (
         "What CLIP Text Encode is for other models: the demo model understands attributes instead of text. "
-        "Takes the target's attributes, what is kept of each source face, and what you ask for. A cfg of 6 lays emphasis on "
-        "what you ask for or keep."
+        "Takes the target's attributes, what is kept of each source face, and what you ask for. A cfg of 3 lays emphasis on "
+        "what you ask for."
     )
     SEARCH_ALIASES = ("prompt", "text encode", "age", "sex", "skin tone")
 

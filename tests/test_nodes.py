@@ -78,6 +78,14 @@ def test_saved_workflows_keep_working(node_id: str) -> None:
     assert schema(node_id) == FROZEN[node_id]
 
 
+def test_the_pictures_of_the_help_pages_are_there_small_and_all_shown() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "web" / "docs").rglob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)}
+    files = {f"pictures/{path.name}": path for path in (ROOT / "web" / "docs" / "pictures").iterdir()}
+    assert shown == set(files) and shown
+    assert max(path.stat().st_size for path in files.values()) <= 40_000
+
+
 @pytest.mark.parametrize("node_id", NODES)
 def test_schema_is_complete(node_id: str) -> None:
     node = NODES[node_id]
