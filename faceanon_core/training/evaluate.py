@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -54,7 +55,8 @@ def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, 
     Args:
         minutes: stop after this long and report on the faces measured so far.
 
-    Writes `out/figures.json` and `out/contact_sheet.jpg`.
+    Writes `out/figures.json`, `out/rows.csv` (a line for every face), `out/contact_sheet.jpg`, and the results as pictures
+    into `out/results`, named as `training sources` names their sources.
     """
     out.mkdir(parents=True, exist_ok=True)
     faces, anonymizer = FaceSet(root, "test"), Anonymizer()
@@ -67,7 +69,10 @@ def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, 
             measured |= part
     indices = sorted(measured)
     results = [measured[i] for i in indices]
-    figures = _figures(faces, recogniser, indices, results)
+    figures = _figures(faces, recogniser, indices, results, out / "rows.csv")
+    (out / "results").mkdir(exist_ok=True)
+    for i, result in measured.items():
+        Image.fromarray(result.pixels).save(out / "results" / f"{faces.records[i].name}.png")
     figures["vae_psnr_db"] = round(reconstruction_psnr(anonymizer.model.vae, faces, len(indices)), 2)
     accuracy = attribute_accuracy(anonymizer.encoder, faces, label_faces(faces))
     figures["encoder_accuracy"] = {name: [round(share, 3), known] for name, (share, known) in accuracy.items()}
@@ -153,7 +158,9 @@ class Crowd:
         return Likeness(similarity, similarity > self.thresholds[self._groups[i]], int(scores.argmax()) == i)
 
 
-def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results: list[Measured]) -> dict[str, Any]:
+def _figures(
+    faces: FaceSet, recogniser: Recogniser, indices: list[int], results: list[Measured], rows: Path
+) -> dict[str, Any]:
     crowd = Crowd(faces, recogniser)
     likenesses: list[Likeness] = []
     shift: list[float] = []
@@ -163,6 +170,7 @@ def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results
             likenesses.append(crowd.compare(i, result.pixels, result.landmarks))
             shift.append(landmark_distance(faces.landmarks[i], result.landmarks))
             turned.append(pose_error(faces.landmarks[i], result.landmarks))
+    _write_rows(rows, [faces.records[i].name for i in indices], results, likenesses, shift)
     compared = [r.distances for r in results if r.distances is not None]
     return {
         "faces": len(indices),
@@ -179,6 +187,22 @@ def _figures(faces: FaceSet, recogniser: Recogniser, indices: list[int], results
         "guided_over_unguided_distance": round(float(np.mean([g / p for g, p in compared])), 3),
         "seconds_per_face": round(float(np.median([r.seconds for r in results])), 2),
     }
+
+
+def _write_rows(
+    path: Path, names: list[str], results: list[Measured], likenesses: list[Likeness], shift: list[float]
+) -> None:
+    found = iter(zip(likenesses, shift, strict=True))
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["name", "target", "similarity", "same_person", "rank_1", "landmark_distance"])
+        for name, result in zip(names, results, strict=True):
+            if result.landmarks is None:
+                writer.writerow([name, result.target.name, "", "", "", ""])
+                continue
+            likeness, distance = next(found)
+            cells = [f"{likeness.similarity:.4f}", int(likeness.same_person), int(likeness.first), f"{distance:.4f}"]
+            writer.writerow([name, result.target.name, *cells])
 
 
 def _share(values: list[bool]) -> float:
