@@ -61,6 +61,7 @@ JUDGES = {
 _SECOND_JUDGE = {"sex": BY_NAME["sex"].values, "age": ("baby", "child", "teen", "adult", "senior")}
 _SURE = 0.5  # probability from which a judge's word on a source is taken
 _RIDGE = 0.1
+_COMPARED = 40  # faces, at least, that are made without guidance and with the defaults as well; a quarter of all if more
 
 Reading = dict[str, str | None]  # by judge; None where it is not sure, or there is no face
 
@@ -177,7 +178,8 @@ def measure_attributes(
     )
     chosen = [int(i) for i in np.random.default_rng(0).permutation(len(faces))[:limit]]
     sources = {i: judges.read_source(faces, i) for i in chosen}
-    plans = {(run, i): plan(run, i, sources[i]) for run in RUNS for i in chosen}
+    compared = chosen[: max(_COMPARED, len(chosen) // 4)]
+    plans = {(run, i): plan(run, i, sources[i]) for run in RUNS for i in (chosen if run in ("asked", "kept") else compared)}
     files = {job: result_file(out, faces, job, wanted.settings) for job, wanted in plans.items()}
     missing = [(i, plans[run, i].settings, files[run, i]) for run, i in plans if not files[run, i].is_file()]
     _make(root, missing, time.time() + 60 * minutes)
