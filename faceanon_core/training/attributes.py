@@ -253,6 +253,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "faces": len(own),
             "detected": share_with_interval(len(seen), len(own)),
             "pose_error": round(float(np.mean([row["pose_error"] for row in seen])), 2) if seen else None,
+            "pose_error_median": round(float(np.median([row["pose_error"] for row in seen])), 2) if seen else None,
             "same_person": share_with_interval(sum(row["same_person"] for row in seen), len(seen)),
             "similarity": round(float(np.mean([row["similarity"] for row in seen])), 3) if seen else None,
             "kept": {judge: _share_kept(own, judge) for judge in JUDGES},
@@ -319,6 +320,7 @@ def tables(figures: dict[str, Any]) -> str:
     )
     beside.append("| mean similarity | " + " | ".join(str(run["similarity"]) for run in everything) + " |")
     beside.append("| mean pose error, degrees | " + " | ".join(str(run["pose_error"]) for run in everything) + " |")
+    beside.append("| median pose error, degrees | " + " | ".join(str(run["pose_error_median"]) for run in everything) + " |")
     judged = ["| judge | agrees with the data's labels |", "|---|---|"]
     judged += [f"| {judge} | {say_share(share)} |" for judge, share in figures["judges"].items()]
     return "\n\n".join("\n".join(lines) for lines in (asked, kept, beside, judged)) + "\n"
