@@ -99,7 +99,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="gallery name or picture of a person who does not exist")
     parser.add_argument("--attributes", default="", help='attributes of the new face, e.g. "age=60s,sex=female"')
     parser.add_argument("--keep-attributes", help="attributes taken from the source (default: expression,skin)")
-    parser.add_argument("--emphasis", type=float, help="how hard what is asked is told, 1 = once, and faster (default: 6)")
+    parser.add_argument("--emphasis", type=float, help="how hard what is asked is told, 1 = once, and faster (default: 3)")
     cli_targets.add_gallery(parser)
     parser.add_argument("--encoder", type=Path, help="FaRL, CLIP or DINOv2, file or folder, to pull with")
     parser.add_argument(

@@ -22,7 +22,6 @@ WORKING_PX = 256
 LATENT_FACTOR = 8
 LATENT_SCALE = 1 / 1.123  # s in METHOD.md: gives the latents unit spread
 CONTEXT_WIDTH = 64
-EMPHASIS_SIGMA = 1.5  # below it (half of the steps) emphasis only makes blotches, see Kynkäänniemi et al. 2024
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": WORKING_PX // LATENT_FACTOR,
     "in_channels": 9,
@@ -50,8 +49,7 @@ class InpaintCond:
 
     `context` (B, T, CONTEXT_WIDTH); `mask` (B, 1, h, w), 1 = regenerate; `masked_latent` (B, 4, h, w), the scaled latent
     of the image with the face hidden; `source_latent`, where given, is restored outside the mask at every step.
-    `opposite`, a context where given, is what the result moves away from: classifier-free guidance by `emphasis` (1 = none)
-    in the early steps.
+    `opposite`, a context where given, is what the result moves away from: classifier-free guidance by `emphasis` (1 = none).
     """
 
     context: Tensor
@@ -125,7 +123,7 @@ class DemoModel:
         unit = (sigma_**2 + 1).sqrt()
         inputs = torch.cat([x / unit, cond.mask, cond.masked_latent], dim=1)
         v = self._velocity(inputs, sigma, cond.context)
-        if cond.opposite is not None and float(sigma.max()) >= EMPHASIS_SIGMA:
+        if cond.opposite is not None:
             away = self._velocity(inputs, sigma, cond.opposite)
             v = away + cond.emphasis * (v - away)
         denoised = x / unit**2 - v * sigma_ / unit

@@ -70,7 +70,7 @@ class Settings:
     target: str | None = None  # gallery name or picture file; None chooses from the gallery
     attributes: Attributes = field(default_factory=dict)  # asked of the new face; override all others
     keep_attributes: tuple[str, ...] = ("expression", "skin")  # taken from the source; override the target's own
-    emphasis: float = 6.0  # how hard what is asked is told, against what the surroundings suggest; 1 = once
+    emphasis: float = 3.0  # how hard what is asked is told, against what the surroundings suggest; 1 = once
     steps: int = 20
     seed: int = 0
     eta: float = 1.0

@@ -81,8 +81,9 @@ class PoseTerm(Term):
         return distance, {"pose": distance}
 
 
+# Numbers, not tensors: ComfyUI imports this module in inference mode, where autograd could not use a tensor made here.
 _FEATURES = tuple(
-    torch.tensor([ENCODER_LANDMARKS.index(point) for point in dict.fromkeys(points)])
+    [ENCODER_LANDMARKS.index(point) for point in dict.fromkeys(points)]
     for points in (
         (*geometry.RIGHT_EYE, geometry.RIGHT_IRIS[0]), (*geometry.LEFT_EYE, geometry.LEFT_IRIS[0]), geometry.RIGHT_BROW,
         geometry.LEFT_BROW, geometry.NOSE, (*geometry.LIPS_OUTER, *geometry.LIPS_INNER),
@@ -94,7 +95,7 @@ def feature_shapes(points: Tensor) -> Tensor:
     """Every feature's points without its place and size: (B, len(ENCODER_LANDMARKS), 2) -> (B, M, 2)."""
     shapes = []
     for indices in _FEATURES:
-        feature = points[:, indices.to(points.device)]
+        feature = points[:, indices]
         feature = feature - feature.mean(1, keepdim=True)
         shapes.append(feature / feature.norm(dim=-1).mean(1)[:, None, None].clamp(min=1e-6))
     return torch.cat(shapes, 1)

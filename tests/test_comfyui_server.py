@@ -314,7 +314,8 @@ def test_every_face_of_a_picture_is_replaced(server: Server, portrait_prompt: di
     prompt, before = json.loads(json.dumps(portrait_prompt)), _outputs(server)
     _node(prompt, "LoadImage")["image"] = "two.png"
     _node(prompt, "GuidedSampler").update(steps=2, cfg=2.0)
-    assert server.run(prompt)["status"]["status_str"] == "success"
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
     (name,) = _outputs(server) - before
     new, old = (_pixels(server.folder / part) for part in (f"output/{name}", "input/two.png"))
     changed = np.abs(new - old).max(-1) > 0
@@ -480,7 +481,8 @@ def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> No
         node["inputs"] |= quick | {key: value for key, value in {"steps": 2, "seeds": 1}.items() if key in node["inputs"]}
     if name == "6_video":
         _write_clip(server.folder / "input" / "clip.mp4", _pixels(server.folder / "input" / "portrait.png"))
-    assert server.run(prompt)["status"]["status_str"] == "success"
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
 
 
 def test_the_checked_workflow_saves_pixels_alone_leaves_no_copy_and_saves_nothing_when_the_check_fails(

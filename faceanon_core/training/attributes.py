@@ -61,6 +61,7 @@ JUDGES = {
 _SECOND_JUDGE = {"sex": BY_NAME["sex"].values, "age": ("baby", "child", "teen", "adult", "senior")}
 _SURE = 0.5  # probability from which a judge's word on a source is taken
 _RIDGE = 0.1
+_COMPARED = 40  # faces, at least, that are made without guidance and with the defaults as well; a quarter of all if more
 
 Reading = dict[str, str | None]  # by judge; None where it is not sure, or there is no face
 
@@ -177,7 +178,8 @@ def measure_attributes(
     )
     chosen = [int(i) for i in np.random.default_rng(0).permutation(len(faces))[:limit]]
     sources = {i: judges.read_source(faces, i) for i in chosen}
-    plans = {(run, i): plan(run, i, sources[i]) for run in RUNS for i in chosen}
+    compared = chosen[: max(_COMPARED, len(chosen) // 4)]
+    plans = {(run, i): plan(run, i, sources[i]) for run in RUNS for i in (chosen if run in ("asked", "kept") else compared)}
     files = {job: result_file(out, faces, job, wanted.settings) for job, wanted in plans.items()}
     missing = [(i, plans[run, i].settings, files[run, i]) for run, i in plans if not files[run, i].is_file()]
     _make(root, missing, time.time() + 60 * minutes)
@@ -251,6 +253,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "faces": len(own),
             "detected": share_with_interval(len(seen), len(own)),
             "pose_error": round(float(np.mean([row["pose_error"] for row in seen])), 2) if seen else None,
+            "pose_error_median": round(float(np.median([row["pose_error"] for row in seen])), 2) if seen else None,
             "same_person": share_with_interval(sum(row["same_person"] for row in seen), len(seen)),
             "similarity": round(float(np.mean([row["similarity"] for row in seen])), 3) if seen else None,
             "kept": {judge: _share_kept(own, judge) for judge in JUDGES},
@@ -317,6 +320,7 @@ def tables(figures: dict[str, Any]) -> str:
     )
     beside.append("| mean similarity | " + " | ".join(str(run["similarity"]) for run in everything) + " |")
     beside.append("| mean pose error, degrees | " + " | ".join(str(run["pose_error"]) for run in everything) + " |")
+    beside.append("| median pose error, degrees | " + " | ".join(str(run["pose_error_median"]) for run in everything) + " |")
     judged = ["| judge | agrees with the data's labels |", "|---|---|"]
     judged += [f"| {judge} | {say_share(share)} |" for judge, share in figures["judges"].items()]
     return "\n\n".join("\n".join(lines) for lines in (asked, kept, beside, judged)) + "\n"
