@@ -16,16 +16,17 @@ from . import geometry
 from .geometry import FloatArray, eye_centers
 
 # One unit of change, in inter-ocular distances (moves) or as a share (stretches)
-_EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.11, 0.085, 0.22
-_BROWS_DOWN, _BROW_ARCH = 0.13, 0.35
+_EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.13, 0.04, 0.18
+_BROWS_DOWN, _BROW_ARCH = 0.15, 0.35
 _NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.31
-_MOUTH_DOWN, _MOUTH_WIDTH = 0.15, 0.26
-_EYE_TILT, _BROW_TILT = 0.11, 0.13  # radians, outer end upwards
+_MOUTH_DOWN, _MOUTH_WIDTH = 0.07, 0.22
+_EYE_TILT, _BROW_TILT = 0.11, 0.08  # radians, outer end upwards
 _COUNT = 11
 _CLOSEST, _FARTHEST = -0.08, 0.2  # change of the gaps between brows and eyes, nose and mouth, inter-ocular distances
 _VISIBLE = 0.75  # share of a moved feature that must lie inside the mask: a brow's end may come to lie under hair
 _SHARES = (1.0, 0.7, 0.4)  # of a change, tried in turn until the feature stays inside the mask
-_LARGEST, _LOWEST_MOUTH, _SMALLEST_EYES, _NEAREST_EYES = 1.4, 1.0, -1.0, -0.8  # units; beyond: caricatures
+_LARGEST, _SMALLEST_EYES = 1.4, -1.0  # units; beyond, the model draws caricatures
+_EYES_BETWEEN = (-0.9, 1.2)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _draw(seed: int) -> NDArray[np.float64]:
         from_brows = eyes * _EYES_DOWN - brows * _BROWS_DOWN  # how far eyes and brows move apart, mouth and nose likewise
         from_nose = mouth * _MOUTH_DOWN - nose * _NOSE_DOWN
         near = all(_CLOSEST < apart < _FARTHEST for apart in (from_brows, from_nose))
-        looks = mouth < _LOWEST_MOUTH and size > _SMALLEST_EYES and eyes_apart > _NEAREST_EYES
+        looks = size > _SMALLEST_EYES and _EYES_BETWEEN[0] < eyes_apart < _EYES_BETWEEN[1]
         if np.abs(draw).max() <= _LARGEST and near and looks:
             return draw
 

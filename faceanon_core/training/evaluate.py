@@ -26,9 +26,11 @@ from ..geometry import FloatArray, UprightFrame
 from ..guidance import feature_distance
 from ..identity import Recogniser
 from ..image import tensor_to_pixels
+from ..judge import judge_face
 from ..pipeline import Anonymizer, Settings
 from ..regions import RegionChoice, region_mask
 from ..report import contact_sheet
+from ..retry import TRY_SEED, until_anonymous
 from ..target import Target
 from .data import FaceSet
 from .encoder import attribute_accuracy
@@ -40,13 +42,14 @@ _COMPARED = 3  # every third face is made a second time without guidance
 
 @dataclass(frozen=True)
 class Measured:
-    """One test face: result pixels, landmarks found in it (None if no face), target."""
+    """One test face: the last result's pixels, landmarks found in it (None where it is refused as no face), target."""
 
     pixels: NDArray[np.uint8]
     landmarks: NDArray[np.float32] | None
     target: Target
     distances: tuple[float, float] | None  # to the target's features: guided, unguided; None where not compared
     seconds: float
+    tries: int
 
 
 def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, minutes: float = 1e9) -> dict[str, Any]:
@@ -115,10 +118,15 @@ def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings,
     seed = settings.seed + i
     target = anonymizer.find_target(settings, crop, seed)
     began = time.time()
-    mixed, pixels = regenerate_crop(anonymizer, crop, settings, target, seed)
+    done = until_anonymous(
+        lambda attempt, _: regenerate_crop(anonymizer, crop, settings, target, seed + attempt * TRY_SEED)[0],
+        lambda made: [judge_face(crop, tensor_to_pixels(made)[0], (), anonymizer.detector)],
+        [0], settings.tries,
+    )  # fmt: skip
     seconds = time.time() - began
+    mixed, pixels, taken = done.results, tensor_to_pixels(done.results)[0], done.tries[0]
     found = anonymizer.detector.detect(pixels)
-    landmarks = found[0].landmarks if found else None
+    landmarks = found[0].landmarks if found and not done.failed else None
 
     def distance(image: Tensor) -> float:
         with torch.no_grad():
@@ -128,8 +136,9 @@ def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings,
     distances = None
     if compare:
         off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
-        distances = (distance(mixed), distance(regenerate_crop(anonymizer, crop, off, target, seed)[0]))
-    return Measured(pixels, landmarks, target, distances, seconds)
+        made = regenerate_crop(anonymizer, crop, off, target, seed + (taken - 1) * TRY_SEED)[0]
+        distances = (distance(mixed), distance(made))
+    return Measured(pixels, landmarks, target, distances, seconds, taken)
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ def _figures(
         "guidance_compared_on": len(compared),
         "guidance_lowers_distance_rate": _share([guided < plain for guided, plain in compared]),
         "guided_over_unguided_distance": round(float(np.mean([g / p for g, p in compared])), 3),
+        "made_more_than_once": sum(r.tries > 1 for r in results),
         "seconds_per_face": round(float(np.median([r.seconds for r in results])), 2),
     }
 
