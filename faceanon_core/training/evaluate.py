@@ -22,7 +22,8 @@ from tqdm import tqdm
 from ..crop import FaceCrop
 from ..engines import usable_cores
 from ..evaluation.measures import landmark_distance, pose_error, threshold_at
-from ..geometry import FloatArray, UprightFrame
+from ..faces import face_at
+from ..geometry import Box, FloatArray, UprightFrame
 from ..guidance import feature_distance
 from ..identity import Recogniser
 from ..image import tensor_to_pixels
@@ -125,8 +126,8 @@ def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings,
     )  # fmt: skip
     seconds = time.time() - began
     mixed, pixels, taken = done.results, tensor_to_pixels(done.results)[0], done.tries[0]
-    found = anonymizer.detector.detect(pixels)
-    landmarks = found[0].landmarks if found and not done.failed else None
+    found = face_at(Box.around(crop.landmarks), anonymizer.detector.detect(pixels))
+    landmarks = found.landmarks if found is not None and not done.failed else None
 
     def distance(image: Tensor) -> float:
         with torch.no_grad():
