@@ -14,14 +14,14 @@ from .geometry import FloatArray, filled_polygon, inter_ocular
 from .light import Plane, paint_light
 
 _UNLIKE = 16.0  # CIE L*a*b* distance to the skin's light from which a pixel is not skin
-_AROUND = 0.5  # how far beyond the face it is looked for, inter-ocular distances
+_AROUND = 0.5  # how far beyond the face it may come from, inter-ocular distances
 _FEATURES = (
     geometry.RIGHT_EYE, geometry.LEFT_EYE, geometry.RIGHT_BROW, geometry.LEFT_BROW, geometry.NOSE, geometry.LIPS_OUTER,
 )  # fmt: skip
 
 
 def hair_over_face(crop: NDArray[np.uint8], landmarks: FloatArray, light: Plane) -> NDArray[np.bool_]:
-    """Pixels of the face and around it, from its top down to the mouth, that hair or a hat covers.
+    """Pixels of the face, from its top down to the mouth, that hair or a hat covers.
 
     Never eyes, brows, nose and mouth or what lies between them, and nothing below the mouth: what is not found there is
     regenerated. Where hair and skin are alike in colour, nothing is found.
@@ -43,7 +43,7 @@ def hair_over_face(crop: NDArray[np.uint8], landmarks: FloatArray, light: Plane)
     hair = _connected(covered > 0, ~face)
     # skin seen between strands belongs to the hair: the face is what hangs together with its features
     bare = cv2.morphologyEx((face & ~hair).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.06 * unit)) > 0
-    return np.asarray(hair | (face & ~_grown(_connected(bare, features), 0.06 * unit)))
+    return np.asarray(face & (hair | ~_grown(_connected(bare, features), 0.06 * unit)))
 
 
 def _lab_distance(crop: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:

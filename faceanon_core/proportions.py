@@ -16,17 +16,17 @@ from . import geometry
 from .geometry import FloatArray, eye_centers
 
 # One unit of change, in inter-ocular distances (moves) or as a share (stretches)
-_EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.13, 0.04, 0.18
-_BROWS_DOWN, _BROW_ARCH = 0.15, 0.35
-_NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.31
-_MOUTH_DOWN, _MOUTH_WIDTH = 0.07, 0.22
-_EYE_TILT, _BROW_TILT = 0.11, 0.08  # radians, outer end upwards
+_EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.16, 0.015, 0.2
+_BROWS_DOWN, _BROW_ARCH = 0.17, 0.38
+_NOSE_DOWN, _NOSE_WIDTH = 0.13, 0.33
+_MOUTH_DOWN, _MOUTH_WIDTH = 0.045, 0.24  # further down costs likeness of pose and hides nothing
+_EYE_TILT, _BROW_TILT = 0.12, 0.09  # radians, outer end upwards
 _COUNT = 11
 _CLOSEST, _FARTHEST = -0.08, 0.2  # change of the gaps between brows and eyes, nose and mouth, inter-ocular distances
 _VISIBLE = 0.75  # share of a moved feature that must lie inside the mask: a brow's end may come to lie under hair
 _SHARES = (1.0, 0.7, 0.4)  # of a change, tried in turn until the feature stays inside the mask
 _LARGEST, _SMALLEST_EYES = 1.4, -1.0  # units; beyond, the model draws caricatures
-_EYES_BETWEEN = (-0.9, 1.2)
+_EYES_BETWEEN = (-1.0, 1.1)
 
 
 @dataclass(frozen=True)
