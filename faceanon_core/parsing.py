@@ -59,7 +59,7 @@ class FaceParser(Protocol):
 class LandmarkParser:
     """Draws the regions from the face mesh and finds hair over them by its colour: no network, works on any picture.
 
-    Only the hair near the face is found, so "hair" is not among what it delivers; it is there to be left out.
+    Only the hair over the face is found, so "hair" is not among what it delivers; it is there to be left out.
     """
 
     delivers = frozenset(GROUPS["face"]) - {"eyeglasses"} | {"background"}
