@@ -33,7 +33,7 @@ _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mout
 
 @dataclass(frozen=True)
 class UnetSettings:
-    steps: int = 1500  # the shipped weights: 600 steps, then 1,050 more from those, see the model card
+    steps: int = 1500  # of one run; the shipped weights took several, see the model card
     batch: int = 16
     rate: float = 3e-4
     tokens_rate: float = 3e-3
