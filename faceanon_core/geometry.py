@@ -190,18 +190,19 @@ def fraction_outside(landmarks: FloatArray, width: int, height: int) -> float:
     return float(np.clip(1 - inside / whole, 0, 1))
 
 
-def filled_polygon(side_px: int, points: FloatArray, hull: bool = False) -> NDArray[np.bool_]:
+def filled_polygon(shape: tuple[int, ...], points: FloatArray, hull: bool = False) -> NDArray[np.bool_]:
     """The inside of a polygon, drawn with sub-pixel corners.
 
     Args:
+        shape: height and width of the picture, first of more.
         points: (N, 2) xy in pixels.
         hull: take the convex hull of the points instead of their order.
-    Returns: (side_px, side_px) bool.
+    Returns: (H, W) bool.
     """
     shift = 4  # sub-pixel bits of cv2.fillPoly
     polygon = np.round(points * (1 << shift)).astype(np.int32)
     if hull:
         polygon = cv2.convexHull(polygon)
-    canvas = np.zeros((side_px, side_px), np.uint8)
+    canvas = np.zeros(shape[:2], np.uint8)
     cv2.fillPoly(canvas, [polygon.reshape(-1, 1, 2)], 1, lineType=cv2.LINE_8, shift=shift)
     return canvas > 0

@@ -27,17 +27,17 @@ def hair_over_face(crop: NDArray[np.uint8], landmarks: FloatArray, light: Plane)
     regenerated. Where hair and skin are alike in colour, nothing is found.
 
     Args:
-        crop: (S, S, 3) uint8 RGB.
+        crop: (H, W, 3) uint8 RGB.
         landmarks: (478, 2) xy in crop pixels.
         light: of the skin, see `light.skin_light`.
-    Returns: (S, S) bool.
+    Returns: (H, W) bool.
     """
-    side, unit = len(crop), inter_ocular(landmarks)
-    face = filled_polygon(side, landmarks[list(geometry.FACE_OVAL)])
-    features = filled_polygon(side, np.concatenate([landmarks[list(part)] for part in _FEATURES]), hull=True)
-    unlike = cv2.GaussianBlur(_lab_distance(crop, paint_light(light, side)), (0, 0), max(unit / 50, 0.5)) > _UNLIKE
+    unit = inter_ocular(landmarks)
+    face = filled_polygon(crop.shape, landmarks[list(geometry.FACE_OVAL)])
+    features = filled_polygon(crop.shape, np.concatenate([landmarks[list(part)] for part in _FEATURES]), hull=True)
+    unlike = cv2.GaussianBlur(_lab_distance(crop, paint_light(light, crop.shape)), (0, 0), max(unit / 50, 0.5)) > _UNLIKE
     covered = (unlike & ~_grown(features, 0.04 * unit) & _grown(face, _AROUND * unit)).astype(np.uint8)
-    covered[int(np.clip(landmarks[[61, 291], 1].mean(), 0, side)) :] = 0
+    covered[int(np.clip(landmarks[[61, 291], 1].mean(), 0, len(crop))) :] = 0
     covered = cv2.morphologyEx(covered, cv2.MORPH_OPEN, _disc(0.03 * unit))
     # a shadow, a mole or a beard's edge lies within the face; hair comes in from beyond it
     hair = _connected(covered > 0, ~face)

@@ -23,16 +23,16 @@ def skin_light(crop: NDArray[np.uint8], landmarks: FloatArray) -> Plane:
     """Fit the plane to the skin of a face crop.
 
     Args:
-        crop: (S, S, 3) uint8 RGB.
+        crop: (H, W, 3) uint8 RGB.
         landmarks: (478, 2) xy in crop pixels.
     """
-    skin = filled_polygon(len(crop), landmarks[list(geometry.FACE_OVAL)])
+    skin = filled_polygon(crop.shape, landmarks[list(geometry.FACE_OVAL)])
     for feature in _NOT_SKIN:
-        skin &= ~filled_polygon(len(crop), landmarks[list(feature)])
+        skin &= ~filled_polygon(crop.shape, landmarks[list(feature)])
     rows, columns = np.nonzero(skin)
     if len(rows) < 3:
         return np.concatenate([crop.reshape(-1, 3).mean(0, keepdims=True), np.zeros((2, 3))]).astype(np.float32)
-    places = _places(rows, columns, len(crop))
+    places = _places(rows, columns, crop.shape)
     colours = crop[rows, columns].astype(np.float32)
     used = np.ones(len(rows), bool)
     for _ in range(_ROUNDS):
@@ -42,11 +42,11 @@ def skin_light(crop: NDArray[np.uint8], landmarks: FloatArray) -> Plane:
     return plane.astype(np.float32)
 
 
-def paint_light(plane: Plane, size_px: int) -> NDArray[np.uint8]:
-    """The plane as a picture, (S, S, 3) uint8 RGB."""
-    rows, columns = np.mgrid[:size_px, :size_px]
-    colours = _places(rows.ravel(), columns.ravel(), size_px) @ plane
-    return np.clip(np.round(colours), 0, 255).astype(np.uint8).reshape(size_px, size_px, 3)
+def paint_light(plane: Plane, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The plane as a picture of `shape`, height and width first. Returns: (H, W, 3) uint8 RGB."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    colours = _places(rows.ravel(), columns.ravel(), shape) @ plane
+    return np.clip(np.round(colours), 0, 255).astype(np.uint8).reshape(*shape[:2], 3)
 
 
 def in_tone(plane: Plane, tone: str) -> Plane:
@@ -57,7 +57,7 @@ def in_tone(plane: Plane, tone: str) -> Plane:
     return (plane * scale).astype(np.float32)
 
 
-def _places(rows: NDArray[np.int64], columns: NDArray[np.int64], size_px: int) -> NDArray[np.float32]:
+def _places(rows: NDArray[np.int64], columns: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """(N, 3): one, x and y, the latter -0.5..0.5 from the crop's middle."""
-    x, y = (columns + 0.5) / size_px - 0.5, (rows + 0.5) / size_px - 0.5
+    x, y = (columns + 0.5) / shape[1] - 0.5, (rows + 0.5) / shape[0] - 0.5
     return np.stack([np.ones_like(x), x, y], axis=1).astype(np.float32)

@@ -68,7 +68,7 @@ class LandmarkParser:
         """See `FaceParser.parse`; later regions are painted over earlier ones."""
         labels = np.zeros(crop.shape[:2], np.uint8)
         for name, indices, hull in _PAINT_ORDER:
-            labels[geometry.filled_polygon(len(crop), landmarks[list(indices)], hull)] = INDEX[name]
+            labels[geometry.filled_polygon(crop.shape, landmarks[list(indices)], hull)] = INDEX[name]
         labels[hair_over_face(crop, landmarks, skin_light(crop, landmarks))] = INDEX["hair"]
         return labels
 

@@ -44,7 +44,7 @@ def face_sketch(landmarks: FloatArray, size_px: int, light: Plane | None = None)
     if light is not None:
         face = np.zeros((size_px, size_px), np.uint8)
         cv2.fillPoly(face, [points[list(geometry.FACE_OVAL)].reshape(-1, 1, 2)], 1, shift=_SHIFT)
-        canvas[face > 0] = paint_light(light, size_px)[face > 0]
+        canvas[face > 0] = paint_light(light, face.shape)[face > 0]
     for indices, closed, colour in _LINES:
         line = points[list(indices)].reshape(-1, 1, 2)
         cv2.polylines(canvas, [line], closed, colour, width, cv2.LINE_AA, _SHIFT)

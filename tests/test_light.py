@@ -14,7 +14,7 @@ from faceanon_core.skin import skin_tone
 
 def test_a_plane_of_colour_is_found_again_whatever_is_drawn_on_a_part_of_it(crop) -> None:
     plane = np.array([[150, 120, 100], [60, 50, 40], [-30, -20, -10]], np.float32)
-    picture = paint_light(plane, 256)
+    picture = paint_light(plane, (256, 256))
     cv2.line(picture, (60, 110), (196, 110), (0, 0, 0), 8)
     assert np.abs(skin_light(picture, crop.landmarks) - plane).max() < 2
 

@@ -74,3 +74,9 @@ def test_a_region_the_parser_cannot_find_is_refused_and_never_ignored(name: str)
 
 def test_face_means_what_the_parser_can_tell_apart() -> None:
     assert region_labels(("face",), LandmarkParser()) == LandmarkParser.delivers - {"background"}
+
+
+def test_a_window_of_any_shape_is_parsed_like_the_square_around_it(crop) -> None:
+    square, window = crop.pixels, crop.pixels[8:, 30:-20]
+    labels = LandmarkParser().parse(np.ascontiguousarray(window), crop.landmarks - np.array([30, 8], np.float32))
+    assert (labels == LandmarkParser().parse(square, crop.landmarks)[8:, 30:-20]).mean() > 0.98
