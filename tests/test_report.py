@@ -50,7 +50,7 @@ def test_a_face_beyond_the_border_is_drawn_as_far_as_it_lies_inside(astronaut, f
     whole = draw_faces(padded, [moved(face, shift=(shift[0] + margin, shift[1] + margin))])
     below_the_number = slice(20, None)
     same = (drawn == whole[margin:-margin, margin:-margin])[below_the_number].all(-1)
-    assert same.mean() > 0.999  # lines may be rastered differently at the border
+    assert same.mean() > 0.99  # at the border lines may be rastered, and hair found, a little differently
     assert (drawn != astronaut)[below_the_number].any(-1).sum() > 1000
 
 
