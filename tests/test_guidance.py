@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -60,9 +59,10 @@ def test_a_region_smaller_than_a_patch_still_has_one() -> None:
     assert token_weights("region", 5, small).tolist() == [[0, 0, 0, 0, 1], [0, 1, 0, 1, 0]]
 
 
-def test_the_region_of_a_real_face_pulls_inside_the_face_more_than_all_tokens_do(anonymizer, crop, latent, target) -> None:
-    blank = np.zeros_like(crop.pixels)  # the whole oval: a fringe cuts the region into pieces of few patches
-    core = region_mask(LandmarkParser().parse(blank, crop.landmarks), RegionChoice()).core
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_region_of_a_real_face_pulls_inside_the_face_more_than_all_tokens_do(anonymizer, crop, target, seed) -> None:
+    core = region_mask(LandmarkParser().parse(crop.pixels, crop.landmarks), RegionChoice()).core
+    latent = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))  # as in the first, guided steps
     inside = latent_mask(core, latent.shape[-1])
 
     def share(tokens: str) -> float:
@@ -70,7 +70,7 @@ def test_the_region_of_a_real_face_pulls_inside_the_face_more_than_all_tokens_do
         gradient, _ = CombinedGuidance(anonymizer.model.decode, [term]).gradient(latent, 0.0)
         return float((gradient * inside).square().sum() / gradient.square().sum())
 
-    assert share("region") > share("all")
+    assert share("region") > share("all") + 0.05
 
 
 def test_the_default_loss_counts_every_token_once(anonymizer, crop, target) -> None:
