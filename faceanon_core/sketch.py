@@ -42,9 +42,8 @@ def face_sketch(landmarks: FloatArray, size_px: int, light: Plane | None = None)
     width = max(1, round(size_px / 128))
     points = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
     if light is not None:
-        face = np.zeros((size_px, size_px), np.uint8)
-        cv2.fillPoly(face, [points[list(geometry.FACE_OVAL)].reshape(-1, 1, 2)], 1, shift=_SHIFT)
-        canvas[face > 0] = paint_light(light, face.shape)[face > 0]
+        face = geometry.filled_polygon(canvas.shape, landmarks[list(geometry.FACE_OVAL)])
+        canvas[face] = paint_light(light, canvas.shape)[face]
     for indices, closed, colour in _LINES:
         line = points[list(indices)].reshape(-1, 1, 2)
         cv2.polylines(canvas, [line], closed, colour, width, cv2.LINE_AA, _SHIFT)

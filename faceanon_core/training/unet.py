@@ -17,7 +17,7 @@ from ..attributes import BY_NAME, LEARNED, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
 from ..errors import InputError
 from ..geometry import FloatArray
-from ..image import tensor_to_pixels
+from ..image import pixels_to_tensor, tensor_to_pixels
 from ..light import skin_light
 from ..parsing import LandmarkParser
 from ..regions import RegionChoice, latent_mask, region_mask
@@ -90,7 +90,7 @@ class LatentCache:
             pixels = tensor_to_pixels(images[row : row + 1])[0]
             if rng.random() < self.settings.bend:
                 pixels, landmarks = bend_proportions(pixels, landmarks, int(rng.integers(1 << 31)), rng.uniform(0.3, 1.2))
-                images[row] = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+                images[row] = pixels_to_tensor(pixels)[0]
             self.targets[i, _SKIN] = 1 + BY_NAME["skin"].values.index(crop_skin_tone(pixels, landmarks))
             blank = rng.random() < self.settings.no_hair
             core = self._random_mask(np.zeros_like(pixels) if blank else pixels, landmarks, rng)
