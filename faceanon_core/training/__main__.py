@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from ..diffusion import DemoModel, load_vae
 from ..encoder import load_demo_encoder
+from ..engines import usable_cores
 from ..geometry import FloatArray
 from ..identity import Recogniser
 from ..pipeline import Settings
@@ -32,6 +33,7 @@ from .labels import label_faces
 from .unet import UnetSettings, complete_labels, train_unet
 from .vae import VaeSettings, train_vae
 
+_SETTINGS: dict[str, type[VaeSettings] | type[UnetSettings]] = {"vae": VaeSettings, "unet": UnetSettings}
 STAGES = ("vae", "encoder", "poses", "unet", "gallery", "install", "evaluate")
 
 
@@ -47,9 +49,16 @@ def main() -> int:
     parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
     parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate and attributes")
-    parser.add_argument("--unet-steps", type=int, default=UnetSettings.steps)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw faces or make results")
+    for name in ("vae", "unet"):
+        parser.add_argument(f"--{name}-steps", type=int, default=_SETTINGS[name].steps)
+        parser.add_argument(f"--{name}-batch", type=int, default=_SETTINGS[name].batch)
+    parser.add_argument("--sharpen-steps", type=int, default=VaeSettings.sharpen_steps, help="of the VAE's decoder")
     parser.add_argument("--unet-seed", type=int, default=UnetSettings.seed, help="another one draws other faces and masks")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end making results after this long")
+    parser.add_argument("--unet-views", type=int, default=UnetSettings.images_per_view, help="faces drawn at a time")
+    parser.add_argument("--unet-passes", type=int, default=UnetSettings.passes_per_view, help="how often each is used")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end the U-Net or results after this long")
     parser.add_argument("--limit", type=int, help="how many test faces attributes measures (default: all)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -60,7 +69,9 @@ def main() -> int:
 
 
 def _vae(options: argparse.Namespace) -> None:
-    train_vae(FaceSet(options.faces, "train"), options.start / "vae_tiny.safetensors", options.work, VaeSettings())
+    settings = VaeSettings(steps=options.vae_steps, batch=options.vae_batch, sharpen_steps=options.sharpen_steps)
+    start = options.start / "vae_tiny.safetensors"
+    train_vae(FaceSet(options.faces, "train"), start, options.work, settings, options.device)
 
 
 def _encoder(options: argparse.Namespace) -> None:
@@ -90,9 +101,14 @@ def _frontal(landmarks: FloatArray) -> bool:
 def _unet(options: argparse.Namespace) -> None:
     faces = FaceSet(options.faces, "train")
     labels = complete_labels(load_demo_encoder(options.work / "encoder.safetensors"), faces, label_faces(faces))
-    vae = load_vae(options.work / "vae.safetensors").to(memory_format=torch.channels_last)
-    settings = UnetSettings(steps=options.unet_steps, seed=options.unet_seed)
-    train_unet(faces, labels, vae, options.start / "unet.safetensors", options.work, settings)
+    vae = load_vae(options.work / "vae.safetensors", options.device).to(memory_format=torch.channels_last)
+    settings = UnetSettings(
+        options.unet_steps, options.unet_batch, seed=options.unet_seed, images_per_view=options.unet_views,
+        passes_per_view=options.unet_passes,
+    )  # fmt: skip
+    workers = 0 if options.device == "cpu" else options.workers  # on the CPU the training needs the cores itself
+    start = options.start / "unet.safetensors"
+    train_unet(faces, labels, vae, start, options.work, settings, options.minutes, workers)
 
 
 def _gallery(options: argparse.Namespace) -> None:
@@ -110,8 +126,9 @@ def _install(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     figures = evaluate(
-        options.faces, Recogniser(options.recogniser), Settings(), options.work / "evaluation", options.minutes
-    )
+        options.faces, Recogniser(options.recogniser), Settings(), options.work / "evaluation", options.minutes,
+        options.device, options.workers,
+    )  # fmt: skip
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +60,22 @@ class FaceSet:
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Decode crop `i`. Returns: (256, 256, 3) uint8 RGB."""
-        import io
+        return unpack(self._images[i])
 
-        with Image.open(io.BytesIO(self._images[i])) as picture:
-            return np.asarray(picture.convert("RGB"))
+    def packed(self, i: int) -> bytes:
+        """Crop `i` as its file, for `unpack` in another process."""
+        return self._images[i]
 
     def images(self, indices: list[int]) -> Tensor:
         """Decode several crops. Returns: (B, 3, 256, 256) float 0..1."""
         stack = np.stack([self.image(i) for i in indices])
         return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+
+
+def unpack(data: bytes) -> NDArray[np.uint8]:
+    """Decode a picture file. Returns: (H, W, 3) uint8 RGB."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.array(picture.convert("RGB"))  # a writable copy
 
 
 def _read_images(tar_path: Path, names: list[str]) -> list[bytes]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attributes import LEARNED, Attributes, to_indices
 from ..encoder import DemoEncoder, landmark_targets
 from .data import FaceSet, batch_at
-from .loop import Run, train
+from .loop import Parts, Run, train
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def train_encoder(faces: FaceSet, labels: list[Attributes], work: Path, settings
     targets = torch.tensor([to_indices(known) for known in labels])
     weights = _class_weights(targets)
 
-    def loss_at(step: int) -> tuple[Tensor, str]:
+    def loss_at(step: int) -> tuple[Tensor, Parts]:
         indices = batch_at(len(faces), settings.batch, settings.seed, step)
         images = small[indices].float() / 255
         points = landmark_targets(faces.landmarks[indices], 256)
@@ -96,7 +96,7 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
 def _loss(
     encoder: DemoEncoder, views: list[tuple[Tensor, Tensor]], targets: Tensor, weights: list[Tensor],
     settings: EncoderSettings,
-) -> tuple[Tensor, str]:  # fmt: skip
+) -> tuple[Tensor, Parts]:  # fmt: skip
     with torch.autocast("cpu", torch.bfloat16):
         features = encoder.features(torch.cat([image for image, _ in views]))
     summary = encoder.summary(features.float())
@@ -114,10 +114,8 @@ def _loss(
     same = torch.arange(len(first))
     instance_loss = (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
     loss = 0.5 * attribute_loss + 20 * landmark_loss + 0.3 * instance_loss
-    parts = (
-        f"attributes {attribute_loss.item():.3f} landmarks {landmark_loss.item():.5f} instance {instance_loss.item():.3f}"
-    )
-    return loss, parts
+    parts = {"attributes": attribute_loss, "landmarks": landmark_loss, "instance": instance_loss}
+    return loss, {name: part.detach() for name, part in parts.items()}
 
 
 def _class_weights(targets: Tensor) -> list[Tensor]:

@@ -20,7 +20,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..crop import FaceCrop
-from ..engines import usable_cores
 from ..evaluation.measures import landmark_distance, pose_error, threshold_at
 from ..faces import face_at
 from ..geometry import Box, FloatArray, UprightFrame
@@ -53,23 +52,26 @@ class Measured:
     tries: int
 
 
-def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, minutes: float = 1e9) -> dict[str, Any]:
-    """Anonymize the test faces in `root` with `settings` and measure, one process per core.
+def evaluate(
+    root: Path, recogniser: Recogniser, settings: Settings, out: Path, minutes: float = 1e9, device: str = "cpu",
+    workers: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """Anonymize the test faces in `root` with `settings` and measure.
 
     Args:
         minutes: stop after this long and report on the faces measured so far.
+        workers: processes that share the faces, each on one core and all on `device`.
 
     Writes `out/figures.json`, `out/rows.csv` (a line for every face), `out/contact_sheet.jpg`, and the results as pictures
     into `out/results`, named as `training sources` names their sources.
     """
     out.mkdir(parents=True, exist_ok=True)
-    faces, anonymizer = FaceSet(root, "test"), Anonymizer()
+    faces, anonymizer = FaceSet(root, "test"), Anonymizer(device=device)
     indices = [int(i) for i in np.random.default_rng(0).permutation(len(faces))]
-    workers = usable_cores()
     shares = [indices[start::workers] for start in range(workers)]
     measured: dict[int, Measured] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for part in pool.map(partial(_measure_share, root, settings, time.time() + 60 * minutes), shares):
+        for part in pool.map(partial(_measure_share, root, settings, time.time() + 60 * minutes, device), shares):
             measured |= part
     indices = sorted(measured)
     results = [measured[i] for i in indices]
@@ -85,10 +87,12 @@ def evaluate(root: Path, recogniser: Recogniser, settings: Settings, out: Path, 
     return figures
 
 
-def _measure_share(root: Path, settings: Settings, deadline: float, indices: list[int]) -> dict[int, Measured]:
+def _measure_share(
+    root: Path, settings: Settings, deadline: float, device: str, indices: list[int]
+) -> dict[int, Measured]:
     """One worker's part of the test faces."""
     torch.set_num_threads(1)
-    anonymizer, faces = Anonymizer(), FaceSet(root, "test")
+    anonymizer, faces = Anonymizer(device=device), FaceSet(root, "test")
     measured = {}
     for number, i in enumerate(tqdm(indices, unit="face", mininterval=20)):
         if time.time() > deadline:
@@ -131,7 +135,8 @@ def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings,
 
     def distance(image: Tensor) -> float:
         with torch.no_grad():
-            reached, wanted = (anonymizer.encoder.features(x) for x in (image, target.image))
+            places = (x.to(anonymizer.model.device) for x in (image, target.image))
+            reached, wanted = (anonymizer.encoder.features(x) for x in places)
             return float(feature_distance(reached, wanted, settings.guidance.tokens))
 
     distances = None

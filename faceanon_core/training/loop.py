@@ -14,6 +14,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+Parts = dict[str, Tensor]  # what a step tells about itself: name -> detached scalar
+
 
 @dataclass(frozen=True)
 class Run:
@@ -38,8 +40,14 @@ class Ema:
     @torch.no_grad()
     def update(self, module: torch.nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in module.named_parameters():
-            self.values[name].lerp_(parameter.detach(), 1 - decay)
+        parameters = [parameter.detach() for _, parameter in module.named_parameters()]
+        torch._foreach_lerp_(list(self.values.values()), parameters, 1 - decay)
+
+    @torch.no_grad()
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Go on from the values of a checkpoint."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
 
     @torch.no_grad()
     def copy_to(self, module: torch.nn.Module) -> None:
@@ -71,7 +79,7 @@ def load_checkpoint(path: Path) -> dict[str, object] | None:
 
 
 def train(
-    run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss_at: Callable[[int], tuple[Tensor, str]],
+    run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss_at: Callable[[int], tuple[Tensor, Parts]],
     on_checkpoint: Callable[[Ema], None] = lambda _: None,
 ) -> Ema:  # fmt: skip
     """Train `model` in place, or go on where its checkpoint stands.
@@ -79,6 +87,7 @@ def train(
     Args:
         optimizer: every group's `lr` is its rate at the peak of the schedule.
         loss_at: step -> loss and what to log about it; must depend on the step alone, so that a run resumes exactly.
+            Scalars are read only where they are logged: reading one makes a GPU wait.
         on_checkpoint: called with the averaged weights whenever a checkpoint was written.
     Returns: the averaged weights.
     """
@@ -88,7 +97,7 @@ def train(
     if (state := load_checkpoint(path)) is not None:
         model.load_state_dict(state["model"])  # type: ignore[arg-type]
         optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        ema.values = state["ema"]  # type: ignore[assignment]
+        ema.load(state["ema"])  # type: ignore[arg-type]
         first = int(state["step"])  # type: ignore[call-overload]
     began = time.time()
     for step in range(first, run.steps):
@@ -102,7 +111,8 @@ def train(
         ema.update(model, step)
         spent = time.time() - began
         if step % run.log_every == 0:
-            log.info("%s step %d/%d %s %.0f s", run.name, step, run.steps, parts, spent)
+            said = " ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
+            log.info("%s step %d/%d %s %.0f s", run.name, step, run.steps, said, spent)
         time_is_up = spent > run.minutes * 60
         if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps or time_is_up:
             values = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values}
