@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
+from ..attributes import Attributes
 from ..diffusion import DemoModel, load_vae
 from ..encoder import load_demo_encoder
 from ..engines import usable_cores
+from ..evaluation.observe import file_hash
 from ..geometry import FloatArray
 from ..identity import Recogniser
 from ..pipeline import Settings
@@ -58,6 +60,7 @@ def main() -> int:
     parser.add_argument("--unet-seed", type=int, default=UnetSettings.seed, help="another one draws other faces and masks")
     parser.add_argument("--unet-views", type=int, default=UnetSettings.images_per_view, help="faces drawn at a time")
     parser.add_argument("--unet-passes", type=int, default=UnetSettings.passes_per_view, help="how often each is used")
+    parser.add_argument("--checkpoint-every", type=int, default=UnetSettings.checkpoint_every, help="steps of the U-Net")
     parser.add_argument("--minutes", type=float, default=1e9, help="end the U-Net or results after this long")
     parser.add_argument("--limit", type=int, help="how many test faces attributes measures (default: all)")
     options = parser.parse_args()
@@ -82,7 +85,7 @@ def _encoder(options: argparse.Namespace) -> None:
 def _poses(options: argparse.Namespace) -> None:
     """Mean landmarks, from which the sketches of synthesized faces are made."""
     faces = FaceSet(options.faces, "train")
-    labels = complete_labels(load_demo_encoder(options.work / "encoder.safetensors"), faces, label_faces(faces))
+    labels = _complete_labels(options.work, faces)
     frontal = np.array([_frontal(landmarks) for landmarks in faces.landmarks])
     child = np.array([known.get("age") in ("baby", "child") for known in labels])
     stored = {
@@ -90,6 +93,17 @@ def _poses(options: argparse.Namespace) -> None:
         "child": faces.landmarks[frontal & child].mean(0),
     }
     save_file(stored, options.work / "poses.safetensors")
+
+
+def _complete_labels(work: Path, faces: FaceSet) -> list[Attributes]:
+    """Labels of the training faces, completed by the encoder; kept beside it, since they take minutes."""
+    encoder = work / "encoder.safetensors"
+    kept = work / f"labels-{file_hash(encoder)[:10]}.json"
+    if not kept.is_file():
+        labels = complete_labels(load_demo_encoder(encoder), faces, label_faces(faces))
+        kept.write_text(json.dumps(labels) + "\n", encoding="utf-8")
+    found: list[Attributes] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def _frontal(landmarks: FloatArray) -> bool:
@@ -100,11 +114,11 @@ def _frontal(landmarks: FloatArray) -> bool:
 
 def _unet(options: argparse.Namespace) -> None:
     faces = FaceSet(options.faces, "train")
-    labels = complete_labels(load_demo_encoder(options.work / "encoder.safetensors"), faces, label_faces(faces))
+    labels = _complete_labels(options.work, faces)
     vae = load_vae(options.work / "vae.safetensors", options.device).to(memory_format=torch.channels_last)
     settings = UnetSettings(
         options.unet_steps, options.unet_batch, seed=options.unet_seed, images_per_view=options.unet_views,
-        passes_per_view=options.unet_passes,
+        passes_per_view=options.unet_passes, checkpoint_every=options.checkpoint_every,
     )  # fmt: skip
     workers = 0 if options.device == "cpu" else options.workers  # on the CPU the training needs the cores itself
     start = options.start / "unet.safetensors"

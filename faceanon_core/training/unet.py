@@ -223,6 +223,7 @@ def train_unet(
         workers: processes that draw the next view while one is trained on; 0 draws each face when it is first needed.
     """
     torch.manual_seed(settings.seed)
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     device = next(vae.parameters()).device
     model = torch.nn.ModuleDict({"unet": build_unet(), "tokens": AttributeTokens()})
     model["unet"].load_state_dict({k: v.float() for k, v in load_file(start).items()})
