@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from .labels import label_faces
 from .unet import UnetSettings, complete_labels, train_unet
 from .vae import VaeSettings, train_vae
 
-_SETTINGS: dict[str, type[VaeSettings] | type[UnetSettings]] = {"vae": VaeSettings, "unet": UnetSettings}
+_SETTINGS: dict[str, Any] = {"vae": VaeSettings, "encoder": EncoderSettings, "unet": UnetSettings}
 STAGES = ("vae", "encoder", "poses", "unet", "gallery", "install", "evaluate")
 
 
@@ -53,9 +54,9 @@ def main() -> int:
     parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate and attributes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw faces or make results")
-    for name in ("vae", "unet"):
-        parser.add_argument(f"--{name}-steps", type=int, default=_SETTINGS[name].steps)
-        parser.add_argument(f"--{name}-batch", type=int, default=_SETTINGS[name].batch)
+    for name, settings in _SETTINGS.items():
+        parser.add_argument(f"--{name}-steps", type=int, default=settings.steps)
+        parser.add_argument(f"--{name}-batch", type=int, default=settings.batch)
     parser.add_argument("--sharpen-steps", type=int, default=VaeSettings.sharpen_steps, help="of the VAE's decoder")
     parser.add_argument("--unet-seed", type=int, default=UnetSettings.seed, help="another one draws other faces and masks")
     parser.add_argument("--unet-views", type=int, default=UnetSettings.images_per_view, help="faces drawn at a time")
@@ -79,7 +80,8 @@ def _vae(options: argparse.Namespace) -> None:
 
 def _encoder(options: argparse.Namespace) -> None:
     faces = FaceSet(options.faces, "train")
-    train_encoder(faces, label_faces(faces), options.work, EncoderSettings())
+    settings = EncoderSettings(steps=options.encoder_steps, batch=options.encoder_batch)
+    train_encoder(faces, label_faces(faces), options.work, settings, options.device)
 
 
 def _poses(options: argparse.Namespace) -> None:

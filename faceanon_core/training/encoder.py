@@ -28,28 +28,30 @@ class EncoderSettings:
     temperature: float = 0.15
 
 
-def train_encoder(faces: FaceSet, labels: list[Attributes], work: Path, settings: EncoderSettings) -> Path:
+def train_encoder(
+    faces: FaceSet, labels: list[Attributes], work: Path, settings: EncoderSettings, device: str = "cpu"
+) -> Path:
     """Train and write `work/encoder.safetensors` (fp16); resumes from `work/encoder.ckpt`."""
     torch.manual_seed(settings.seed)
-    encoder = DemoEncoder().train()
+    encoder = DemoEncoder().to(device).train()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.rate, weight_decay=0.05)
-    small = _shrunk_images(faces, 160)
+    small = _shrunk_images(faces, 160).to(device)
+    places = landmark_targets(faces.landmarks, 256).to(device)
     targets = torch.tensor([to_indices(known) for known in labels])
-    weights = _class_weights(targets)
+    weights = [weight.to(device) for weight in _class_weights(targets)]
+    targets = targets.to(device)
 
     def loss_at(step: int) -> tuple[Tensor, Parts]:
         indices = batch_at(len(faces), settings.batch, settings.seed, step)
-        images = small[indices].float() / 255
-        points = landmark_targets(faces.landmarks[indices], 256)
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        views = [augment(images, points, generator) for _ in range(2)]
+        generator = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
+        views = [augment(small[indices].float() / 255, places[indices], generator) for _ in range(2)]
         return _loss(encoder, views, targets[indices].repeat(2, 1), weights, settings)
 
     run = Run("encoder", work, settings.steps, settings.ema, checkpoint_every=200, log_every=25)
     ema = train(run, encoder, optimizer, loss_at)
     ema.copy_to(encoder)
     out = work / "encoder.safetensors"
-    save_file({k: v.half().contiguous() for k, v in encoder.state_dict().items()}, out)
+    save_file({k: v.half().cpu().contiguous() for k, v in encoder.state_dict().items()}, out)
     return out
 
 
@@ -61,10 +63,10 @@ def augment(images: Tensor, points: Tensor, generator: torch.Generator) -> tuple
         points: (B, N, 2) xy in units of the side.
     Returns: (B, 3, 128, 128) float, and the moved points.
     """
-    count = len(images)
+    count, device = len(images), images.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+        return low + (high - low) * torch.rand(count, *shape, generator=generator, device=device)
 
     angle, scale = uniform(-0.2, 0.2), uniform(0.85, 1.12)
     cos, sin = scale * angle.cos(), scale * angle.sin()
@@ -75,19 +77,19 @@ def augment(images: Tensor, points: Tensor, generator: torch.Generator) -> tuple
     moved = torch.linalg.solve(matrix, (points * 2 - 1 - shift[:, None]).transpose(1, 2)).transpose(1, 2)
     # little change of light and colour: skin tone is one of the attributes
     out = (out - 0.5) * uniform(0.88, 1.1, 1, 1, 1) + 0.5 + uniform(-0.02, 0.02, 3, 1, 1)
-    strength = float(torch.rand((), generator=generator))
+    strength = float(torch.rand((), generator=generator, device=device))
     if strength > 0.4:  # one blur radius per batch keeps this a single convolution
         out = _blur(out, 0.5 + 3.5 * (strength - 0.4))
-    noise_px = int(2 ** torch.randint(0, 4, (), generator=generator))
-    noise = torch.randn(count, 3, 128 // noise_px, 128 // noise_px, generator=generator)
+    noise_px = int(2 ** torch.randint(0, 4, (), generator=generator, device=device))
+    noise = torch.randn(count, 3, 128 // noise_px, 128 // noise_px, generator=generator, device=device)
     noise = F.interpolate(noise, (128, 128), mode="bilinear")
-    out = out + noise * uniform(0, 0.12, 1, 1, 1) * (torch.rand(count, 1, 1, 1, generator=generator) < 0.6)
+    out = out + noise * uniform(0, 0.12, 1, 1, 1) * (uniform(0, 1, 1, 1, 1) < 0.6)
     return out.clamp(0, 1), (moved + 1) / 2
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
     radius = math.ceil(2 * sigma)
-    kernel = torch.exp(-(torch.arange(-radius, radius + 1).float() ** 2) / (2 * sigma**2))
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1, device=images.device).float() ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).repeat(3, 1)
     out = F.conv2d(F.pad(images, [radius] * 4, mode="reflect"), kernel[:, None, :, None], groups=3)
     return F.conv2d(out, kernel[:, None, None, :], groups=3)
@@ -97,7 +99,7 @@ def _loss(
     encoder: DemoEncoder, views: list[tuple[Tensor, Tensor]], targets: Tensor, weights: list[Tensor],
     settings: EncoderSettings,
 ) -> tuple[Tensor, Parts]:  # fmt: skip
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(targets.device.type, torch.bfloat16):
         features = encoder.features(torch.cat([image for image, _ in views]))
     summary = encoder.summary(features.float())
     attribute_loss = summary.new_zeros(())
@@ -111,7 +113,7 @@ def _loss(
     embedding = F.normalize(encoder.instance_head(summary), dim=1)
     first, second = embedding.chunk(2)
     similarity = first @ second.T / settings.temperature
-    same = torch.arange(len(first))
+    same = torch.arange(len(first), device=first.device)
     instance_loss = (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
     loss = 0.5 * attribute_loss + 20 * landmark_loss + 0.3 * instance_loss
     parts = {"attributes": attribute_loss, "landmarks": landmark_loss, "instance": instance_loss}

@@ -70,6 +70,8 @@ def record_attributes(record: FaceRecord) -> Attributes:
         known["sex"] = record.sex
     if record.ethnicity:
         known["ethnicity"] = record.ethnicity
+    if "generated-faces" in record.source:  # the whole set shows adults without glasses
+        known |= {"age": "adult", "glasses": "none"}
     if known.get("sex") == "female":
         known.setdefault("facial_hair", "none")
     return known

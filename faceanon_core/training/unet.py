@@ -32,6 +32,7 @@ from .loop import Ema, Parts, Run, train
 from .warp import bend_proportions
 
 _SKIN = LEARNED.index(BY_NAME["skin"])
+_COMPLETED = ("sex", "age", "ethnicity")
 _AT_ONCE = 32  # faces a process draws, and the VAE encodes, at once
 _PARTS = ("left_eye", "right_eye", "brows", "nose", "mouth", "eyes", "inner_mouth", "lips")
 
@@ -304,11 +305,14 @@ def _write(ema: Ema, work: Path) -> None:
 
 
 def complete_labels(encoder: Any, faces: FaceSet, labels: list[Attributes], certainty: float = 0.6) -> list[Attributes]:
-    """Fill unknown attributes with the encoder's own predictions where it is certain enough."""
+    """Fill unknown attributes with the encoder's own predictions where it is certain enough.
+
+    Only those whose every value it was shown often: of glasses and hair the data's captions name the rare ones alone.
+    """
     completed = []
     for start in range(0, len(faces), 32):
         indices = list(range(start, min(start + 32, len(faces))))
         for i, (values, sure) in zip(indices, encoder.predict(faces.images(indices)), strict=True):
-            guessed = {a.name: values[a.name] for a in LEARNED if sure[a.name] >= certainty}
+            guessed = {name: values[name] for name in _COMPLETED if sure[name] >= certainty}
             completed.append({**guessed, **labels[i]})
     return completed
