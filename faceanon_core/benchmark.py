@@ -6,11 +6,16 @@ weights, and an image's is its steps'.
 
 from __future__ import annotations
 
+import copy
+import ctypes
+import gc
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -19,20 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .diffusion import DemoModel, InpaintCond, schedule_sigmas
+from .checks import usable_device
+from .diffusion import DemoModel, InpaintCond, has_native_bfloat16, schedule_sigmas
 from .encoder import AttributeEncoder, load_demo_encoder
 from .errors import InputError
-from .guidance import REUSE, AttributeTerm, CombinedGuidance, GuidanceSettings
+from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from .sampling import Guidance, Step, sample_guided, seeded_noise
 from .weights import ASSETS
 
 CASES = ("demo", "sd15")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+EMPHASIS = 5.0  # of classifier-free guidance; the number itself costs nothing
 # as in the configuration of stable-diffusion-inpainting; the rest are diffusers' defaults, which are SD 1.x's
 _SD15_UNET = {"sample_size": 64, "in_channels": 9, "cross_attention_dim": 768, "attention_head_dim": 8}
 _SD15_VAE = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "norm_num_groups": 32,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
 }  # fmt: skip
+_SD15_SCALE = 0.18215
 _VIT_B16 = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
     "patch_size": 16,
@@ -43,14 +52,33 @@ Decoder = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Networks:
-    """What one case samples with. `rough_decode` is a cheaper decoder, for the guidance alone."""
+    """What one case samples with, all on one device."""
 
-    denoise: Callable[[Tensor, Tensor, Any], Tensor]
-    decode: Decoder
-    rough_decode: Decoder
-    encoder: AttributeEncoder
+    denoise: Callable[[Tensor, Tensor, Any], Tensor]  # its third argument: whether with classifier-free guidance
+    decode: Decoder  # the full VAE in float32, as the reference guides
+    own_decode: Decoder  # ... in the case's precision
+    small_decode: Decoder  # the one our guidance uses: TAESD, or the demo VAE in bfloat16 where the machine has it
+    encoder: AttributeEncoder  # in float32
+    own_encoder: AttributeEncoder  # in the case's precision
     latent: Tensor  # (1, 4, h, w)
     size_px: int
+    precision: str  # in words
+    weights_mb: dict[str, float]  # what lies in memory all the time, by name
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.latent.device
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to sample: `build` makes the guidance of a run; `than` is the way it is compared with."""
+
+    name: str
+    build: Callable[[], Guidance | None]
+    emphasis: bool = False  # classifier-free guidance
+    than: str = "unguided"
 
 
 @dataclass(frozen=True)
@@ -77,91 +105,154 @@ class Recomputing:
         return self._build().gradient(denoised, progress)
 
 
-def benchmark(case: str, precision: str = "fp32", steps: int = 20, runs: int = 3, short: bool = False) -> list[str]:
+def benchmark(
+    case: str, precision: str | None = None, steps: int = 20, runs: int = 3, short: bool = False, device: str = "cpu"
+) -> list[str]:
     """Measure one case. Returns: the lines of a table in Markdown.
 
     Args:
         case: "demo", the shipped model at 256 px, or "sd15", SD-1.5-shaped networks at 512 px with random weights.
-        precision: of U-Net and decoders, "fp32" or "bf16" (autocast); the reference's guidance is fp32 in the former.
-        steps: of each image; 5 gives the same shares as 20 for a quarter of the time.
-        short: the first and the last way alone, unguided and ours, without those that take long.
-    Raises: InputError for an unknown case or precision.
+        precision: of sd15's weights, fp32 (the default), bf16 or fp16; the reference's guidance is fp32 in any case. The
+            demo model has its own: U-Net and guidance in bf16 where the machine has it, the rest in fp32.
+        steps: of each image; 6 gives about the same shares as 20.
+        short: unguided and ours alone, without those that take long.
+        device: torch device, cpu or a CUDA one.
+    Raises: InputError for an unknown case, precision or device.
     """
-    if case not in CASES:
-        raise InputError(f"there is no case {case!r}; it is one of {', '.join(CASES)}")
-    if precision not in ("fp32", "bf16"):
-        raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
-    networks = _demo() if case == "demo" else _sd15()
-    ways = _ways(networks)
+    place = usable_device(device)
+    if place.type not in ("cpu", "cuda"):
+        raise InputError(f"time and memory are measured on the CPU and on CUDA GPUs, not on {device!r}")
+    networks = open_networks(case, precision, place)
+    ways = sampling_ways(networks)
     if short:
-        ways = dict([*ways.items()][:: len(ways) - 1])
-    measured = {name: Measured() for name in ways}
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        for _ in range(runs):
-            for name, build in ways.items():  # in turn, so that a slow spell of the machine meets all of them
-                _run(networks, build(), steps, measured[name])
-    return table(measured, f"{case}, {networks.size_px} px, {precision}, {steps} steps, {runs} runs, {_machine()}")
+        ways = [way for way in ways if not way.emphasis and way.name.startswith(("unguided", "ours"))]
+    _warm_up(networks, ways)
+    measured = {way.name: Measured() for way in ways}
+    for _ in range(runs):
+        for way in ways:  # in turn, so that a slow spell of the machine meets all of them
+            _run(networks, way, steps, measured[way.name])
+    title = f"{case}, {networks.size_px} px, {networks.precision}, {steps} steps, {_counted(runs, 'run')}, {machine(place)}"
+    stored = ", ".join(f"{name} {size:.0f}" for name, size in networks.weights_mb.items())
+    return [title, "", *table(ways, measured), "", f"Weights in memory, MB: {stored}."]
 
 
-def table(measured: dict[str, Measured], title: str) -> list[str]:
-    """Markdown rows: medians with the smallest and the largest in brackets; "unguided" is what the others are times of."""
-    plain = median(measured["unguided"].runs)
-    lines = [f"{title}", "", "| | s per step | s per image | times unguided | peak MB |", "|---|---|---|---|---|"]
-    for name, found in measured.items():
-        share = median(found.runs) / plain
-        lines.append(f"| {name} | {_spread(found.steps)} | {_spread(found.runs)} | {share:.2f} | {max(found.peak_mb):.0f} |")
+def table(ways: Sequence[Way], measured: dict[str, Measured]) -> list[str]:
+    """Markdown rows: medians with the smallest and the largest in brackets."""
+    lines = ["| | s per step | s per image | times unguided | peak MB |", "|---|---|---|---|---|"]
+    for way in ways:
+        found = measured[way.name]
+        share = median(found.runs) / median(measured[way.than].runs)
+        lines.append(
+            f"| {way.name} | {spread(found.steps)} | {spread(found.runs)} | {share:.2f} | {max(found.peak_mb):.0f} |"
+        )
     return lines
 
 
-def _machine() -> str:
-    return f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+def machine(device: torch.device) -> str:
+    """What is measured on, for a heading."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else _counted(torch.get_num_threads(), "thread")
+    return f"{where}, torch {torch.__version__}"
 
 
-def _spread(values: list[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}..{max(values):.2f})"
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Median with the smallest and the largest in brackets."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
 
 
-def _ways(networks: Networks) -> dict[str, Callable[[], Guidance | None]]:
-    image = torch.rand(1, 3, networks.size_px, networks.size_px, generator=torch.Generator().manual_seed(1))
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
-    def guidance(decode: Decoder, **changes: Any) -> CombinedGuidance:
+
+def sampling_ways(networks: Networks) -> list[Way]:
+    """Unguided; the reference's way, then one lever after the other down to ours; then classifier-free guidance as well."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(1, 3, networks.size_px, networks.size_px, generator=generator).to(networks.device)
+
+    def guidance(decode: Decoder, encoder: AttributeEncoder, **changes: Any) -> CombinedGuidance:
         settings = GuidanceSettings(**changes)
-        return CombinedGuidance(decode, [AttributeTerm(networks.encoder, settings, image)], settings.reuse)
+        return CombinedGuidance(decode, [AttributeTerm(encoder, settings, image)], settings.reuse)
 
-    every = {"end": 1.0, "reuse": 1, "normalise": False}
-    return {
-        "unguided": lambda: None,
-        "reference: full VAE, each step, target anew": lambda: Recomputing(lambda: guidance(networks.decode, **every)),
-        "+ target features kept": lambda: guidance(networks.decode, **every),
-        "+ first 40% of the steps": lambda: guidance(networks.decode, reuse=1),
-        f"+ one gradient for {REUSE} steps": lambda: guidance(networks.decode),
-        "+ rough decoder: bf16 (demo), TAESD (sd15)": lambda: guidance(networks.rough_decode),
-    }
+    def full() -> CombinedGuidance:
+        return guidance(networks.decode, networks.encoder, end=1.0, reuse=1, normalise=False)
+
+    def ours() -> CombinedGuidance:
+        return guidance(networks.small_decode, networks.own_encoder)
+
+    ways = [
+        Way("unguided", lambda: None),
+        Way("reference: full VAE in fp32, each step, target anew", lambda: Recomputing(full)),
+        Way("+ target features kept", full),
+    ]
+    if networks.own_decode is not networks.decode:
+        reduced = partial(guidance, networks.own_decode, networks.own_encoder, end=1.0, reuse=1)
+        ways.append(Way("+ guidance in the U-Net's precision", reduced))
+    small = partial(guidance, networks.small_decode, networks.own_encoder, end=1.0, reuse=1)
+    return [
+        *ways,
+        Way("+ small decoder: TAESD (sd15), bf16 (demo)", small),
+        Way(f"ours: + one gradient for {GuidanceSettings.reuse} steps", ours),
+        Way("unguided, classifier-free guidance", lambda: None, emphasis=True),
+        Way("ours, classifier-free guidance", ours, emphasis=True, than="unguided, classifier-free guidance"),
+    ]
 
 
-def _run(networks: Networks, guidance: Guidance | None, steps: int, measured: Measured) -> None:
-    sigmas, noise = torch.from_numpy(schedule_sigmas(steps)), seeded_noise(0)
-    moments = [time.perf_counter()]
+def _warm_up(networks: Networks, ways: Sequence[Way]) -> None:
+    """Load kernels and choose algorithms before time is taken; on the CPU, where guidance is slow, the U-Net's alone."""
+    for way in ways:
+        if networks.device.type == "cuda" or way.name == "unguided":
+            _run(networks, way, 2, Measured())  # the second step has no guidance: no noise follows it
+
+
+def _run(networks: Networks, way: Way, steps: int, measured: Measured) -> None:
+    sigmas, noise = torch.from_numpy(schedule_sigmas(steps)).to(networks.device), seeded_noise(0)
+    guidance, moments = way.build(), [now(networks.device)]
 
     def tick(_: Step) -> None:
-        moments.append(time.perf_counter())
+        moments.append(now(networks.device))
 
-    with watch_memory() as peak:
+    with watch_memory(networks.device) as peak:
         x = networks.latent + sigmas[0] * noise(networks.latent)
-        sample_guided(networks.denoise, x, sigmas, None, noise, guidance, callback=tick)
+        sample_guided(networks.denoise, x, sigmas, way.emphasis, noise, guidance, callback=tick)
+        ended = now(networks.device)
     measured.steps.extend(after - before for before, after in pairwise(moments))
-    measured.runs.append(time.perf_counter() - moments[0])
+    measured.runs.append(ended - moments[0])
     measured.peak_mb.append(peak[0])
 
 
+def now(device: torch.device) -> float:
+    """Seconds, once everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 @contextmanager
-def watch_memory(every_s: float = 0.02) -> Iterator[list[float]]:
-    """Resident memory's peak in a block above what it was at its start, MB, in a list of one number."""
-    start, peak, ended = _resident_mb(), [0.0], threading.Event()
+def watch_memory(device: torch.device, every_s: float = 0.02) -> Iterator[list[float]]:
+    """Peak of memory in a block above what was in use at its start, MB, in a list of one number.
+
+    On a GPU what tensors take, by torch's own count; on the CPU the process's resident memory, looked at every `every_s`.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        peak = [0.0]
+        try:
+            yield peak
+        finally:
+            peak[0] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    else:
+        with _watch_process(every_s) as peak:
+            yield peak
+
+
+@contextmanager
+def _watch_process(every_s: float) -> Iterator[list[float]]:
+    _return_freed_memory()
+    start, peak, ended = resident_mb(), [0.0], threading.Event()
 
     def watch() -> None:
         while not ended.wait(every_s):
-            peak[0] = max(peak[0], _resident_mb() - start)
+            peak[0] = max(peak[0], resident_mb() - start)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -172,25 +263,57 @@ def watch_memory(every_s: float = 0.02) -> Iterator[list[float]]:
         thread.join()
 
 
-def _resident_mb() -> float:
+def _return_freed_memory() -> None:
+    """Else what an earlier run freed is used again, and this one seems to need nothing. glibc alone can."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process. Raises: InputError where the system does not tell."""
     path = Path("/proc/self/statm")
     if not path.is_file():
         raise InputError("memory is measured through /proc, which this system does not have; run the benchmark on Linux")
-    return int(path.read_text(encoding="ascii").split()[1]) * 4096 / 1e6
+    return int(path.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _demo() -> Networks:
-    model = DemoModel(ASSETS)
+def _size_mb(*modules: nn.Module) -> float:
+    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters()) / 1e6
+
+
+def open_networks(case: str, precision: str | None, device: torch.device) -> Networks:
+    """Networks of one case; see `benchmark`. Raises: InputError."""
+    if case not in CASES:
+        raise InputError(f"there is no case {case!r}; it is one of {', '.join(CASES)}")
+    if case == "demo":
+        if precision is not None:
+            raise InputError("the demo model has a precision of its own, which the heading names; leave --precision out")
+        return _demo(device)
+    if precision is not None and precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("fp16 is for GPUs; on the CPU choose bf16 or fp32")
+    return _sd15(precision or "fp32", device)
+
+
+def _demo(device: torch.device) -> Networks:
+    model = DemoModel(ASSETS, device)
+    encoder = load_demo_encoder(ASSETS / "encoder.safetensors").to(device)
     size = model.size_px // 8
-    latent = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0))
-    cond = InpaintCond(model.tokens.encode({}), torch.ones(1, 1, size, size), latent, None)
-    encoder = load_demo_encoder(ASSETS / "encoder.safetensors")
+    latent = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    plain = InpaintCond(model.tokens.encode({}), torch.ones(1, 1, size, size, device=device), latent)
+    emphasised = replace(plain, opposite=plain.context, emphasis=EMPHASIS)
+    decode = model.decode
+    own = "bf16" if has_native_bfloat16(device) else "fp32"
     return Networks(
-        lambda x, sigma, _: model.denoise(x, sigma, cond), model.decode, model.decode_rough, encoder, latent, model.size_px
-    )
+        lambda x, sigma, emphasis: model.denoise(x, sigma, emphasised if emphasis else plain),
+        decode, decode, model.decode_rough, encoder, encoder, latent, model.size_px, f"U-Net and guidance {own}",
+        {"U-Net": _size_mb(model.unet), "VAE": _size_mb(model.vae), "encoder of the guidance": _size_mb(encoder)},
+    )  # fmt: skip
 
 
-def _sd15() -> Networks:
+def _sd15(precision: str, device: torch.device) -> Networks:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
     try:
@@ -201,21 +324,51 @@ def _sd15() -> Networks:
     from .vision_encoders import VisionEncoder
 
     torch.manual_seed(0)
+    dtype = PRECISIONS[precision]
     unet, vae, tiny = UNet2DConditionModel(**_SD15_UNET), AutoencoderKL(**_SD15_VAE), AutoencoderTiny()
     vit = CLIPVisionModel(CLIPVisionConfig(**_VIT_B16))
-    for network in (unet, vae, tiny, vit):
-        nn.Module.eval(network).requires_grad_(False)
-    latent, context = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768)
-    surroundings = torch.cat([torch.ones(1, 1, 64, 64), torch.randn(1, 4, 64, 64)], dim=1)
+    encoder = VisionEncoder(vit, 224, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    for network in (unet, vae, tiny, encoder):
+        nn.Module.to(network.eval().requires_grad_(False), device)
+    own_vae, own_encoder = (copy.deepcopy(vae), copy.deepcopy(encoder)) if dtype != torch.float32 else (vae, encoder)
+    for network in (unet, own_vae, tiny, own_encoder.network):
+        nn.Module.to(network, dtype)
+    decode = _decoder(vae, _SD15_SCALE)
+    return Networks(
+        _sd15_denoiser(unet, device), decode, decode if own_vae is vae else _decoder(own_vae, _SD15_SCALE),
+        _decoder(tiny), encoder, own_encoder, torch.randn(1, 4, 64, 64).to(device), 512, precision,
+        {
+            "U-Net": _size_mb(unet), "VAE": _size_mb(own_vae), "TAESD": _size_mb(tiny),
+            "encoder of the guidance": _size_mb(own_encoder),
+        },
+    )  # fmt: skip
+
+
+def _decoder(vae: Any, scale: float = 1.0) -> Decoder:
+    """Latent -> image about 0..1, in float32 whatever the weights are."""
+
+    def decode(latent: Tensor) -> Tensor:
+        image: Tensor = vae.decode((latent / scale).to(vae.dtype)).sample.float()
+        return (image + 1) / 2
+
+    return decode
+
+
+def _sd15_denoiser(unet: Any, device: torch.device) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """eps-prediction; with emphasis both contexts go through the U-Net as one batch, as ComfyUI does."""
+    context = torch.randn(2, 77, 768).to(device, unet.dtype)
+    surroundings = torch.cat([torch.ones(1, 1, 64, 64), torch.randn(1, 4, 64, 64)], dim=1).to(device)
+    timestep = torch.tensor(500, device=device)
 
     @torch.no_grad()
-    def denoise(x: Tensor, sigma: Tensor, _: Any) -> Tensor:
-        scaled = x / (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
-        eps = unet(torch.cat([scaled, surroundings], dim=1), torch.tensor(500), encoder_hidden_states=context).sample
-        return x - sigma.view(-1, 1, 1, 1) * eps.float()
+    def denoise(x: Tensor, sigma: Tensor, emphasis: Any) -> Tensor:
+        sigma_ = sigma.view(-1, 1, 1, 1)
+        inputs = torch.cat([x / (sigma_**2 + 1).sqrt(), surroundings.expand(len(x), -1, -1, -1)], dim=1).to(unet.dtype)
+        if not emphasis:
+            contexts = context[:1].expand(len(x), -1, -1)
+            return x - sigma_ * unet(inputs, timestep, encoder_hidden_states=contexts).sample.float()
+        contexts = context.repeat_interleave(len(x), 0)
+        toward, away = unet(inputs.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=contexts).sample.float().chunk(2)
+        return x - sigma_ * (away + EMPHASIS * (toward - away))
 
-    encoder = VisionEncoder(vit, 224, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    return Networks(
-        denoise, lambda z: (vae.decode(z / 0.18215).sample.float() + 1) / 2, lambda z: tiny.decode(z).sample.float(),
-        encoder, latent, 512,
-    )  # fmt: skip
+    return denoise

@@ -51,6 +51,14 @@ def check_size(width: int, height: int) -> None:
         )
 
 
+def usable_device(name: str) -> torch.device:
+    """The torch device of that name. Raises: InputError where there is none here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {name!r} here; use cpu, or cuda with a CUDA build of torch") from error
+
+
 def _check_values(tensor: Tensor, name: str) -> None:
     if not tensor.is_floating_point():
         raise InputError(f"{name} must hold floats in 0..1, got {tensor.dtype}")

@@ -56,6 +56,7 @@ class GuidanceSettings(TermSettings):
     tokens: Tokens = "all"  # which of the encoder's tokens are compared; "region": patches in the regenerated region
     normalise: bool = True  # scale the encoder's input its own way; the reference does not
     reuse: int = REUSE  # guided steps that one gradient serves, of all terms together; 1 in the paper
+    exact: bool = False  # decode for the gradient in float32, as in the paper, where bfloat16 would be faster
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .crop import FaceCrop
@@ -86,12 +87,16 @@ class Recogniser:
     """
 
     def __init__(self, path: Path, card: Card | None = None) -> None:
-        self._session = _open_session(path)
+        self._path, self._session = path, _open_session(path)
         entry = self._session.get_inputs()[0]
         self._input, self._planes_first = entry.name, _planes_first(path, entry.shape)
         self.name, self.sha256 = path.stem, content_hash(path)
         self.card = card or _find_card(path, self.sha256)
         self._probe(path)
+
+    def __reduce__(self) -> tuple[type[Recogniser], tuple[Path, Card]]:
+        """Another process reads the file anew."""
+        return Recogniser, (self._path, self.card)
 
     def embed(self, pixels: NDArray[np.uint8], landmarks: FloatArray) -> NDArray[np.float32]:
         """Unit-norm embedding (D,) of one face; `landmarks` (478, 2) in pixels of (H, W, 3) uint8 RGB."""
@@ -217,8 +222,10 @@ def _open_session(path: Path) -> Any:
         raise InputError("the identity check needs onnxruntime; install it with pip install onnxruntime") from error
     if not path.is_file():
         raise WeightsError(f"{path} is missing; name an ONNX face-recognition network")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # else one for every core, in each of many processes
     try:
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base but Exception
         raise WeightsError(f"{path} is no network onnxruntime can read") from error
 

@@ -110,7 +110,7 @@ def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
     Args:
         unit_strength: the encoder's, divided out so that w_opt is 0.8 itself.
     """
-    guidance = GuidanceSettings(strength=0.8 / unit_strength, end=1.0, normalise=False, reuse=1)
+    guidance = GuidanceSettings(strength=0.8 / unit_strength, end=1.0, normalise=False, reuse=1, exact=True)
     return Settings(guidance=guidance, steps=45, seed=seed, describe=False, same_seed=True)
 
 
@@ -290,7 +290,8 @@ class Anonymizer:
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
         terms = self._terms(crop, mask, target, settings)
-        guidance = CombinedGuidance(model.decode_rough, terms, settings.guidance.reuse)
+        decode = model.decode if settings.guidance.exact else model.decode_rough
+        guidance = CombinedGuidance(decode, terms, settings.guidance.reuse)
         latent = sample_guided(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()

@@ -487,5 +487,14 @@ def test_each_picture_of_a_folder_has_a_seed_of_its_own_on_request_that_it_also_
 def test_the_benchmark_prints_unguided_first_and_ours_last(capsys) -> None:
     assert run("benchmark", "demo", "--steps", 1, "--runs", 1, "--short") == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row[1].strip() for row in rows[1:]] == ["unguided", "+ rough decoder: bf16 (demo), TAESD (sd15)"]
+    assert [row[1].strip().split(":")[0] for row in rows[1:]] == ["unguided", "ours"]
     assert float(rows[1][4]) == 1 and float(rows[2][4]) > 0.5
+
+
+def test_the_benchmark_says_what_it_cannot_measure(capsys) -> None:
+    assert run("benchmark", "demo", "--precision", "bf16") == 2
+    assert "the demo model has a precision of its own" in capsys.readouterr().err
+    assert run("benchmark", "sd15", "--precision", "fp16") == 2
+    assert "fp16 is for GPUs; on the CPU choose bf16 or fp32" in capsys.readouterr().err
+    assert run("benchmark", "demo", "--device", "meta") == 2
+    assert "time and memory are measured on the CPU and on CUDA GPUs, not on 'meta'" in capsys.readouterr().err

@@ -23,7 +23,8 @@ from faceanon_core.errors import FaceAnonError
 from faceanon_core.faces import FaceDetector
 from faceanon_core.geometry import LIPS_OUTER, RIGHT_EYE, inter_ocular
 from faceanon_core.identity import Recogniser
-from faceanon_core.image import Picture, save_picture
+from faceanon_core.image import Picture, save_picture, tensor_to_pixels
+from faceanon_core.pipeline import Settings
 from faceanon_core.training.attributes import (
     JUDGES,
     RUNS,
@@ -31,16 +32,19 @@ from faceanon_core.training.attributes import (
     fit_second_judge,
     measure_attributes,
     plan,
-    result_file,
     summarize,
 )
 from faceanon_core.training.data import FaceSet, batch_at
 from faceanon_core.training.encoder import EncoderSettings, augment, train_encoder
+from faceanon_core.training.evaluate import as_crop
 from faceanon_core.training.labels import caption_attributes, label_faces
 from faceanon_core.training.loop import cosine_rate, load_checkpoint, save_checkpoint
+from faceanon_core.training.quality import Judged, compare, measure_quality, run_settings
+from faceanon_core.training.results import result_file
 from faceanon_core.training.unet import UnetSettings, train_unet
 from faceanon_core.training.vae import VaeSettings, train_vae
 from faceanon_core.training.warp import bend_proportions
+from faceanon_core.training.workers import Crew
 from faceanon_core.weights import ASSETS
 
 COUNT = 4
@@ -52,11 +56,11 @@ def folder(crop, tmp_path_factory) -> Path:
     return write_faces(crop, tmp_path_factory.mktemp("faces"), ("train", "train", "train", "test"))
 
 
-def write_faces(crop, root: Path, splits: tuple[str, ...]) -> Path:
+def write_faces(crop, root: Path, splits: tuple[str, ...], lights: tuple[float, ...] = (1.0, 0.8, 0.6, 0.9)) -> Path:
     root.mkdir(exist_ok=True)
     names = [f"face_{i}" for i in range(COUNT)]
     with tarfile.open(root / "faces256.tar", "w") as archive:
-        for light, name in zip((1.0, 0.8, 0.6, 0.9), names, strict=True):
+        for light, name in zip(lights, names, strict=True):
             stream = io.BytesIO()
             Image.fromarray((crop.pixels * light).astype(np.uint8)).save(stream, "PNG")
             entry = tarfile.TarInfo(f"faces/{name}.png")
@@ -254,18 +258,23 @@ def test_a_bent_picture_shows_the_face_where_its_landmarks_say(crop) -> None:
     missed = np.linalg.norm(landmarks - found.landmarks, axis=1)[list(RIGHT_EYE + LIPS_OUTER)].mean() / unit
     assert moved > 0.05 and missed < 0.04
     assert np.abs(bent[0].astype(int) - crop.pixels[0]).mean() < 4  # the picture's edge stays
+
+
 @pytest.mark.faces
 def test_the_attributes_of_results_are_judged_against_their_sources(crop, network, anonymizer, tmp_path: Path) -> None:
-    """The sources themselves stand in for the results, so that the answers are known."""
-    root, out = write_faces(crop, tmp_path / "faces", ("train", "train", "test", "test")), tmp_path / "out"
+    """The sources themselves stand in for the results, so that the answers are known. The third is black and refused."""
+    root, out = tmp_path / "faces", tmp_path / "out"
+    write_faces(crop, root, ("train", "test", "test", "test"), (1.0, 0.8, 0.6, 0.0))
     recogniser, faces = Recogniser(network), FaceSet(root, "test")
-    weights = fit_second_judge(root, recogniser, tmp_path / "judge.npz")
+    with Crew(1) as crew:
+        weights = fit_second_judge(root, recogniser, tmp_path / "judge.npz", crew)
     judges = Judges(anonymizer.encoder, recogniser, weights)
     for run in RUNS:
         for i in range(2):
             settings = plan(run, i, judges.read_source(faces, i)).settings
             save_picture(Picture(faces.image(i)), result_file(out, faces, (run, i), settings))
-    figures = measure_attributes(root, recogniser, out, minutes=0)
+    figures = measure_attributes(root, recogniser, out, minutes=0, workers=2)
+    assert (figures["refused"]["hits"], figures["refused"]["of"]) == (1, 3)
     for run in RUNS:
         assert figures[run]["faces"] == 2 and figures[run]["same_person"]["share"] == 1
         assert figures[run]["pose_error"] < 2
@@ -274,6 +283,41 @@ def test_the_attributes_of_results_are_judged_against_their_sources(crop, networ
     asked = figures["asked"]["asked"].values()
     assert sum(found["exact"]["of"] for found in asked) > 0 and sum(found["exact"]["hits"] for found in asked) == 0
     assert "100.0%" in (out / "attributes.md").read_text()
+
+
+@pytest.mark.faces
+def test_the_fast_default_is_compared_with_full_guidance(crop, network, anonymizer, tmp_path: Path) -> None:
+    """Sources stand in for unguided results, targets for full ones; fast, one face is like the one, one like the other."""
+    root, out = tmp_path / "faces", tmp_path / "out"
+    write_faces(crop, root, ("train", "train", "test", "test"))
+    faces, settings = FaceSet(root, "test"), run_settings(Settings())
+    goal = [anonymizer.find_target(Settings(), as_crop(faces, i), i).image for i in range(2)]
+    for i in range(2):
+        source, target = faces.image(i), tensor_to_pixels(goal[i])[0]
+        for run, pixels in {"unguided": source, "full": target, "fast": target if i == 0 else source}.items():
+            save_picture(Picture(pixels), result_file(out, faces, (run, i), settings[run]))
+    figures = measure_quality(root, Recogniser(network), out, minutes=0, workers=1)
+    assert figures["faces"] == 2
+    assert figures["distance"]["full"] < 1 < figures["distance"]["unguided"]
+    assert 0.2 < figures["kept"]["value"] < 0.8
+    assert figures["kept"]["low"] < 0.05 and figures["kept"]["high"] > 0.95  # either face may be drawn twice
+    assert figures["same_person"] == {"unguided": 1.0, "full": 0.0, "fast": 0.5}
+    assert figures["same_person_points"]["value"] == 50
+    assert "+50.0" in (out / "quality.md").read_text()
+
+
+def test_a_face_that_is_lost_counts_for_the_distance_alone() -> None:
+    nowhere = float("nan")
+    rows = [
+        [Judged(8.0, 1.0, 0.02), Judged(4.0, 0.0, 0.04), Judged(5.0, 0.0, 0.06)],
+        [Judged(6.0, 1.0, 0.02), Judged(2.0, nowhere, nowhere), Judged(1.0, 1.0, 0.02)],
+    ]
+    figures = compare(rows)
+    assert (figures["faces"], figures["with a face in all"]) == (2, 1)
+    assert figures["kept"]["value"] == pytest.approx((14 - 6) / (14 - 6))
+    assert (figures["kept"]["low"], figures["kept"]["high"]) == pytest.approx((3 / 4, 5 / 4))
+    assert figures["landmark_change"]["value"] == pytest.approx(0.5)
+    assert compare([]) == {"faces": 0}
 
 
 def test_every_face_is_asked_for_something_else_than_it_shows() -> None:

@@ -5,9 +5,8 @@ Every attack returns lines of a table: a label, and what an attacker reaches.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -21,7 +20,7 @@ from ..leakage import NOTHING
 from ..pipeline import Anonymizer
 from ..regions import RegionChoice
 from ..weights import ASSETS
-from .baselines import COVERS, Pixels, Workshop, make_results, model_key, run_baseline, run_settings
+from .baselines import COVERS, Pixels, Workshop, make_results, run_baseline, run_settings, settings_key
 from .harness import Figures, Gallery, Method, Row, Thresholds, figures_of, identity_figures, measure_method, spread_of
 from .observe import Observer, Seen
 
@@ -187,7 +186,7 @@ def _late_start(workshop: Workshop, share: float) -> Method:
     late = Anonymizer()
     late.__dict__.update(workshop.anonymizer.__dict__)
     late.model = LateModel(ASSETS, workshop.anonymizer.model.device)
-    key = json.dumps([share, asdict(workshop.settings), model_key()], sort_keys=True)
+    key = settings_key(workshop.settings, share)
     return workshop.make(f"start {share:g}", key, lambda pixels: late.anonymize(pixels, workshop.settings).pixels)
 
 

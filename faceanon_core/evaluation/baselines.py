@@ -77,14 +77,13 @@ def run_baseline(name: str, workshop: Workshop) -> Method:
 
 def run_settings(name: str, settings: Settings, workshop: Workshop) -> Method:
     """Results of the method itself with these settings."""
-    key = json.dumps([asdict(settings), model_key()], sort_keys=True)
-    return workshop.make(name, key, lambda pixels: workshop.anonymizer.anonymize(pixels, settings).pixels)
+    return workshop.make(name, settings_key(settings), lambda pixels: workshop.anonymizer.anonymize(pixels, settings).pixels)
 
 
-def model_key() -> str:
-    """Changes with the demo model's weights and its gallery."""
+def settings_key(settings: Settings, *more: object) -> str:
+    """Changes with the settings, the demo model's weights and its gallery, and `more`."""
     hashes = [file_hash(path) for path in sorted([*ASSETS.glob("*.safetensors"), *GALLERY.iterdir()])]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return json.dumps([asdict(settings), hashes, *more], sort_keys=True)
 
 
 def make_results(name: str, key: str, make: Make, inputs: dict[str, list[Path]], folder: Path) -> Method:

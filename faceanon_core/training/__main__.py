@@ -33,6 +33,8 @@ from .encoder import EncoderSettings, train_encoder
 from .evaluate import evaluate
 from .gallery import make_gallery
 from .labels import label_faces
+from .quality import measure_quality
+from .quality import table as quality_table
 from .unet import UnetSettings, complete_labels, train_unet
 from .vae import VaeSettings, train_vae
 
@@ -45,13 +47,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faceanon_core.training", description=__doc__)
     parser.add_argument(
         "stage",
-        choices=("all", *STAGES, "sources", "attributes"),
-        help="sources: the test faces as pictures; attributes: do results show what was asked, and keep what was to stay",
+        choices=("all", *STAGES, "sources", "attributes", "quality"),
+        help="sources: the test faces as pictures; attributes: do results show what was asked, and keep what was to stay; "
+        "quality: what the fast default keeps of full guidance",
     )
     parser.add_argument("--faces", type=Path, required=True, help="folder with faces256.tar, landmarks.npz, metadata.csv")
     parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
-    parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate and attributes")
+    parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate, attributes and quality")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw faces or make results")
     for name, settings in _SETTINGS.items():
@@ -63,7 +66,7 @@ def main() -> int:
     parser.add_argument("--unet-passes", type=int, default=UnetSettings.passes_per_view, help="how often each is used")
     parser.add_argument("--checkpoint-every", type=int, default=UnetSettings.checkpoint_every, help="steps of the U-Net")
     parser.add_argument("--minutes", type=float, default=1e9, help="end the U-Net or results after this long")
-    parser.add_argument("--limit", type=int, help="how many test faces attributes measures (default: all)")
+    parser.add_argument("--limit", type=int, help="how many test faces attributes and quality measure (default: all)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
@@ -150,8 +153,20 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _attributes(options: argparse.Namespace) -> None:
     out = options.work / "attributes"
-    figures = measure_attributes(options.faces, Recogniser(options.recogniser), out, options.limit, options.minutes)
+    figures = measure_attributes(
+        options.faces, Recogniser(options.recogniser), out, options.limit, options.minutes,
+        device=options.device, workers=options.workers,
+    )  # fmt: skip
     logging.getLogger(__name__).info("%s", tables(figures))
+
+
+def _quality(options: argparse.Namespace) -> None:
+    out = options.work / "quality"
+    figures = measure_quality(
+        options.faces, Recogniser(options.recogniser), out, options.limit, options.minutes,
+        device=options.device, workers=options.workers,
+    )  # fmt: skip
+    logging.getLogger(__name__).info("%s", quality_table(figures))
 
 
 def _sources(options: argparse.Namespace) -> None:
@@ -165,7 +180,7 @@ def _sources(options: argparse.Namespace) -> None:
 _RUN = {
     "vae": _vae, "encoder": _encoder, "poses": _poses, "unet": _unet, "gallery": _gallery,
     "install": _install, "evaluate": _evaluate, "sources": _sources,
-    "attributes": _attributes,
+    "attributes": _attributes, "quality": _quality,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -5,38 +5,35 @@ Results are made first, as files, so that a run that was cut off goes on where i
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..attributes import BY_NAME, Attributes
-from ..encoder import DemoEncoder
+from ..encoder import DemoEncoder, load_demo_encoder
 from ..engines import usable_cores
 from ..evaluation.measures import pose_error, share_with_interval
-from ..evaluation.observe import file_hash
 from ..evaluation.tables import say_share
-from ..geometry import FloatArray
+from ..faces import FaceDetector, face_at
+from ..geometry import Box, FloatArray
 from ..guidance import TermSettings
 from ..identity import Recogniser
-from ..image import Picture, load_picture, save_picture
-from ..pipeline import Anonymizer, Settings
+from ..image import load_picture, pixels_to_tensor
+from ..pipeline import Settings
 from ..skin import crop_skin_tone, mouth_expression
 from ..weights import ASSETS
 from .data import FaceSet
-from .evaluate import Crowd, as_crop, regenerate_crop
+from .evaluate import Crowd
 from .labels import record_attributes
+from .results import Job, make_missing, result_file, shuffled
+from .workers import Crew
 
 # In the order in which they are made; "off": the same without any guidance. "default" neither asks nor keeps more.
 RUNS = ("asked", "kept", "asked, off", "default", "kept, off")
@@ -113,8 +110,7 @@ class Judges:
             landmarks: (478, 2) in it.
             sure: probability below which a network says nothing.
         """
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-        seen, certain = self._encoder.predict(image)[0]
+        seen, certain = self._encoder.predict(pixels_to_tensor(pixels.copy()))[0]
         embedding = np.append(self._recogniser.embed(pixels, landmarks), 1.0)
         reading: Reading = {
             f"{name}, by the demo encoder": seen[name] if certain[name] >= sure else None for name in _SECOND_JUDGE
@@ -134,7 +130,7 @@ class Judges:
         return {judge: value if known.get(JUDGES[judge], value) == value else None for judge, value in read.items()}
 
 
-def fit_second_judge(root: Path, recogniser: Recogniser, kept: Path) -> dict[str, FloatArray]:
+def fit_second_judge(root: Path, recogniser: Recogniser, kept: Path, crew: Crew) -> dict[str, FloatArray]:
     """Judge of sex and age: least squares on the recognition network's embeddings of the labelled training faces.
 
     Args:
@@ -142,14 +138,21 @@ def fit_second_judge(root: Path, recogniser: Recogniser, kept: Path) -> dict[str
     Returns: (D + 1, values) by attribute, the last row the offset.
     """
     if not kept.is_file():
-        faces = FaceSet(root, "train")
-        bar = tqdm(range(len(faces)), desc="second judge", unit="face", mininterval=20)
-        rows = np.stack([np.append(recogniser.embed(faces.image(i), faces.landmarks[i]), 1.0) for i in bar])
-        labels = [record_attributes(record) for record in faces.records]
+        records = FaceSet(root, "train").records
+        embedded = crew.spread(partial(_embed_share, root, recogniser), range(len(records)))
+        rows = np.stack([np.append(embedded[i], 1.0) for i in range(len(records))])
+        labels = [record_attributes(record) for record in records]
         np.savez(kept, **{name: _least_squares(rows, [label.get(name) for label in labels], values)
                           for name, values in _SECOND_JUDGE.items()})  # fmt: skip
     with np.load(kept) as weights:
         return {name: weights[name] for name in weights.files}
+
+
+def _embed_share(root: Path, recogniser: Recogniser, indices: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+    """One worker's part of the training faces."""
+    faces = FaceSet(root, "train")
+    bar = tqdm(indices, desc="second judge", unit="face", mininterval=20)
+    return {i: recogniser.embed(faces.image(i), faces.landmarks[i]) for i in bar}
 
 
 def _least_squares(rows: NDArray[np.float64], labels: list[str | None], values: tuple[str, ...]) -> NDArray[np.float64]:
@@ -161,76 +164,89 @@ def _least_squares(rows: NDArray[np.float64], labels: list[str | None], values: 
 
 
 def measure_attributes(
-    root: Path, recogniser: Recogniser, out: Path, limit: int | None = None, minutes: float = 1e9
-) -> dict[str, Any]:
-    """Make every run's results of the test faces in `root` and judge them, one process per core.
+    root: Path, recogniser: Recogniser, out: Path, limit: int | None = None, minutes: float = 1e9, device: str = "cpu",
+    workers: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Make every run's results of the test faces in `root` and judge them.
 
     Args:
         out: results and figures; a result that is there already, made with the same weights and settings, is kept.
-        limit: how many faces, None for all.
+        limit: how many faces, None for all. One that the pipeline refuses is counted and left out.
         minutes: stop making results after this long and judge those that are there.
+        device: where results are made.
+        workers: how many processes work at it, None for one per core.
     Returns: the figures, also written to `out/attributes.json` and, as tables, `out/attributes.md`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    faces, anonymizer = FaceSet(root, "test"), Anonymizer()
-    judges = Judges(
-        anonymizer.encoder, recogniser, fit_second_judge(root, recogniser, out / f"judge-{recogniser.sha256[:10]}.npz")
-    )
-    chosen = [int(i) for i in np.random.default_rng(0).permutation(len(faces))[:limit]]
-    sources = {i: judges.read_source(faces, i) for i in chosen}
-    compared = chosen[: max(_COMPARED, len(chosen) // 4)]
-    plans = {(run, i): plan(run, i, sources[i]) for run in RUNS for i in (chosen if run in ("asked", "kept") else compared)}
-    files = {job: result_file(out, faces, job, wanted.settings) for job, wanted in plans.items()}
-    missing = [(i, plans[run, i].settings, files[run, i]) for run, i in plans if not files[run, i].is_file()]
-    _make(root, missing, time.time() + 60 * minutes)
-    crowd = Crowd(faces, recogniser)
+    faces = FaceSet(root, "test")
+    chosen = shuffled(faces, limit)
+    with Crew(workers or usable_cores()) as crew:
+        second = fit_second_judge(root, recogniser, out / f"judge-{recogniser.sha256[:10]}.npz", crew)
+        sources = crew.spread(partial(_read_share, root, recogniser, second), chosen)
+        taken = [i for i in chosen if sources[i].accepted]
+        plans = {(run, i): plan(run, i, sources[i].sure) for run, i in _everything(taken)}
+        wanted = {job: each.settings for job, each in plans.items()}
+        files = {job: result_file(out, faces, job, settings) for job, settings in wanted.items()}
+        made = make_missing(root, files, wanted, crew, minutes, device)
+        judged = crew.spread(partial(_judge_share, root, recogniser, second), made)
     rows = [
-        {"run": run, "face": i, "asked": plans[run, i].asked, "source": sources[i]}
-        | _judge(anonymizer, judges, crowd, i, load_picture(files[run, i]).pixels)
-        for run, i in tqdm(plans, desc="judging", unit="result", mininterval=20)
-        if files[run, i].is_file()
+        {"run": run, "face": i, "asked": plans[run, i].asked, "source": sources[i].sure} | shown
+        for (run, i), shown in judged.items()
     ]
-    figures = summarize(rows) | {"judges": _judge_accuracy(faces, judges, chosen)}
+    figures = summarize(rows) | {
+        "refused": share_with_interval(len(chosen) - len(taken), len(chosen)),
+        "judges": _judge_accuracy(faces, {i: sources[i].seen for i in taken}),
+    }
     (out / "attributes.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     (out / "attributes.md").write_text(tables(figures), encoding="utf-8")
     return figures
 
 
-def result_file(out: Path, faces: FaceSet, job: tuple[str, int], settings: Settings) -> Path:
-    """Where a result is kept: another one when weights or settings change."""
-    used = [file_hash(ASSETS / f"{name}.safetensors") for name in ("vae", "unet", "tokens", "encoder")]
-    gallery = file_hash(ASSETS / "gallery" / "gallery.json")
-    key = hashlib.sha256(json.dumps([used, gallery, asdict(settings)], sort_keys=True).encode()).hexdigest()[:10]
-    run, i = job
-    return out / run.replace(", ", "-") / f"{faces.records[i].name}-{key}.png"
+def _everything(taken: list[int]) -> list[tuple[str, int]]:
+    """Runs and faces, in the order in which they are made."""
+    compared = taken[: max(_COMPARED, len(taken) // 4)]
+    return [(run, i) for run in RUNS for i in (taken if run in ("asked", "kept") else compared)]
 
 
-Job = tuple[int, Settings, Path]
+@dataclass(frozen=True)
+class Source:
+    """A test face as it is."""
+
+    accepted: bool  # False: the pipeline refuses it
+    seen: Reading
+    sure: Reading  # of `Judges.read_source`
 
 
-def _make(root: Path, jobs: list[Job], deadline: float) -> None:
-    workers = usable_cores()
-    shares = [jobs[start::workers] for start in range(workers) if jobs[start::workers]]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(partial(_make_share, root, deadline), shares):
-            pass
+def _read_share(
+    root: Path, recogniser: Recogniser, second: dict[str, FloatArray], indices: Sequence[int]
+) -> dict[int, Source]:  # fmt: skip
+    """One worker's part of the sources."""
+    faces, detector = FaceSet(root, "test"), FaceDetector()
+    judges = Judges(_load_encoder(), recogniser, second)
+    sources = {}
+    for i in tqdm(indices, desc="sources", unit="face", mininterval=20):
+        pixels, landmarks = faces.image(i), faces.landmarks[i]
+        accepted = face_at(Box.around(landmarks), detector.scan(pixels).faces) is not None
+        sources[i] = Source(accepted, judges.read(pixels, landmarks), judges.read_source(faces, i))
+    return sources
 
 
-def _make_share(root: Path, deadline: float, jobs: Iterable[Job]) -> None:
-    """One worker's part of the results."""
-    torch.set_num_threads(1)
-    anonymizer, faces = Anonymizer(), FaceSet(root, "test")
-    for i, settings, file in tqdm(jobs, unit="face", mininterval=20):
-        if time.time() > deadline:
-            break
-        crop, seed = as_crop(faces, i), settings.seed + i
-        target = anonymizer.find_target(settings, crop, seed)
-        _, pixels = regenerate_crop(anonymizer, crop, settings, target, seed)
-        save_picture(Picture(pixels), file, overwrite=True)
+def _load_encoder() -> DemoEncoder:
+    return load_demo_encoder(ASSETS / "encoder.safetensors")
 
 
-def _judge(anonymizer: Anonymizer, judges: Judges, crowd: Crowd, i: int, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    found = anonymizer.detector.detect(pixels)
+def _judge_share(
+    root: Path, recogniser: Recogniser, second: dict[str, FloatArray], jobs: Sequence[tuple[Job, Path]]
+) -> dict[Job, dict[str, Any]]:
+    """One worker's part of the judging."""
+    detector, judges = FaceDetector(), Judges(_load_encoder(), recogniser, second)
+    crowd = Crowd(FaceSet(root, "test"), recogniser)
+    bar = tqdm(jobs, desc="judging", unit="result", mininterval=20)
+    return {job: _judge(detector, judges, crowd, job[1], load_picture(file).pixels) for job, file in bar}
+
+
+def _judge(detector: FaceDetector, judges: Judges, crowd: Crowd, i: int, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    found = detector.detect(pixels)
     if not found:
         return {"shown": dict.fromkeys(JUDGES)}
     landmarks, source = found[0].landmarks, crowd.faces.landmarks[i]
@@ -288,13 +304,12 @@ def _near(name: str, wanted: str, shown: str | None) -> bool:
     return shown is not None and abs(values.index(wanted) - values.index(shown)) <= (name != "sex")
 
 
-def _judge_accuracy(faces: FaceSet, judges: Judges, chosen: list[int]) -> dict[str, dict[str, float]]:
+def _judge_accuracy(faces: FaceSet, read: dict[int, Reading]) -> dict[str, dict[str, float]]:
     """How often each judge says of the sources what the data's labels say."""
-    read = {i: judges.read(faces.image(i), faces.landmarks[i]) for i in chosen}
-    known = {i: record_attributes(faces.records[i]) for i in chosen}
+    known = {i: record_attributes(faces.records[i]) for i in read}
     accuracy = {}
     for judge, name in JUDGES.items():
-        pairs = [(known[i][name], read[i][judge]) for i in chosen if name in known[i]]
+        pairs = [(known[i][name], read[i][judge]) for i in read if name in known[i]]
         if pairs:
             accuracy[judge] = share_with_interval(sum(label == said for label, said in pairs), len(pairs))
     return accuracy
@@ -323,4 +338,5 @@ def tables(figures: dict[str, Any]) -> str:
     beside.append("| median pose error, degrees | " + " | ".join(str(run["pose_error_median"]) for run in everything) + " |")
     judged = ["| judge | agrees with the data's labels |", "|---|---|"]
     judged += [f"| {judge} | {say_share(share)} |" for judge, share in figures["judges"].items()]
-    return "\n\n".join("\n".join(lines) for lines in (asked, kept, beside, judged)) + "\n"
+    refused = [f"Refused by the pipeline, and left out: {say_share(figures['refused'])} faces."]
+    return "\n\n".join("\n".join(lines) for lines in (asked, kept, beside, judged, refused)) + "\n"
