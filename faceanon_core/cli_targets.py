@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def add_verbs(verbs: Any) -> None:
     """Add the verbs to the command line's subparsers."""
     targets = verbs.add_parser("targets", help="list the gallery of target faces and the attributes one can ask for")
+    targets.add_argument("-o", "--output", type=Path, help="also draw them, with names and attributes, into this picture")
     add_gallery(targets)
     targets.set_defaults(run=_run_targets)
     synthesize = verbs.add_parser("synthesize", help="make target faces from attributes with the demo model")
@@ -57,14 +58,18 @@ def _own_gallery(options: argparse.Namespace) -> Path:
 
 
 def _run_targets(options: argparse.Namespace) -> int:
-    from .target import gallery_index
+    from .target import gallery_index, gallery_sheet
 
+    if options.output is not None:
+        save_picture(Picture(gallery_sheet(galleries(options))), options.output)
     for name, attributes in sorted(gallery_index(galleries(options)).items()):
         _say(f"{name:12} {describe(attributes)}")
     _say("\nattributes that --attributes takes:")
     for attribute in VOCABULARY:
         if attribute.learned:
             _say(f"{attribute.name:12} {', '.join(attribute.values)}")
+    if options.output is not None:
+        _say(f"\nwrote {options.output}")
     return 0
 
 

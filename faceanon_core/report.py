@@ -118,6 +118,28 @@ def contact_sheet(
     return np.vstack([piece for band in bands for piece in (band, line)][:-1])
 
 
+def captioned_sheet(
+    pictures: Sequence[NDArray[np.uint8]], captions: Sequence[Sequence[str]], columns: int = 6, side_px: int = 192
+) -> NDArray[np.uint8]:
+    """A grid of pictures, each with lines of text under it.
+
+    Args:
+        pictures: (H, W, 3) uint8 RGB, at least one; shown as squares.
+        captions: the lines of each.
+        side_px: of a picture.
+    """
+    most, columns = max(map(len, captions)), min(columns, len(pictures))
+    tiles = [
+        np.vstack([
+            cv2.resize(picture, (side_px, side_px), interpolation=cv2.INTER_AREA),
+            *(_caption(line, side_px, _LINE_PX, _LINE_PX) for line in [*lines, *[""] * (most - len(lines))]),
+        ])
+        for picture, lines in zip(pictures, captions, strict=True)
+    ]  # fmt: skip
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    return np.vstack([side_by_side(tiles[row : row + columns]) for row in range(0, len(tiles), columns)])
+
+
 def worst_first(faces: Sequence[CheckedFace]) -> list[CheckedFace]:
     """Those that failed, then those that were closest to it."""
     return sorted(faces, key=lambda face: (not face.problem, -face.excess))

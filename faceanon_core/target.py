@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .attributes import BY_NAME, Attributes, check_learned
+from .attributes import BY_NAME, Attributes, check_learned, describe
 from .crop import FaceCrop, crop_face
 from .encoder import DemoEncoder
-from .errors import InputError, UnknownNameError
+from .errors import FaceAnonError, InputError, UnknownNameError
 from .faces import FaceDetector
 from .image import Picture, load_picture, pixels_to_tensor, save_picture, tensor_to_pixels
+from .report import captioned_sheet
 from .skin import crop_skin_tone, mouth_expression
 from .weights import GALLERY
 
+log = logging.getLogger(__name__)
+
 _INDEX = "gallery.json"
+_LINE = 24  # letters in a line under a thumbnail
 _SURE = 0.5  # probability from which the encoder's word is taken
 
 
@@ -56,6 +62,24 @@ def gallery_target(name: str, folders: Sequence[Path] = (GALLERY,)) -> Target:
             pixels = load_picture(_picture_file(folder, name)).pixels
             return Target(name, pixels_to_tensor(pixels), index[name])
     raise UnknownNameError(f"there is no target named {name!r}; the gallery has {', '.join(sorted(gallery_index(folders)))}")
+
+
+def gallery_sheet(folders: Sequence[Path] = (GALLERY,)) -> NDArray[np.uint8]:
+    """Thumbnails of all gallery faces, each with its name and attributes; (H, W, 3) uint8 RGB.
+
+    A face whose picture is gone or cannot be read has a grey one that says so.
+    """
+    index = sorted(gallery_index(folders).items())
+    pictures, captions = [], []
+    for name, shown in index:
+        try:
+            picture, said = tensor_to_pixels(gallery_target(name, folders).image)[0], describe(shown)
+        except FaceAnonError as error:
+            picture, said = np.full((256, 256, 3), 128, np.uint8), "its picture cannot be read"
+            log.warning("%s", error)
+        pictures.append(picture)
+        captions.append([name, *textwrap.wrap(said, _LINE, break_on_hyphens=False)])
+    return captioned_sheet(pictures, captions)
 
 
 def save_target(target: Target, name: str, folder: Path, taken: Iterable[str] = ()) -> Path:
@@ -158,13 +182,17 @@ def choose_target(
 
     Args:
         avoid: names not to use again, for example those given to other faces of the same picture.
+    Raises: InputError if the picture of none can be read; one that cannot is passed over.
     """
     index = gallery_index(folders)
     names = [name for name in sorted(index) if name not in avoid] or sorted(index)
     order = np.random.default_rng(seed).permutation(len(names))
-
-    best = max((names[i] for i in order), key=lambda name: _agreement(index[name], wanted))
-    return gallery_target(best, folders)
+    for name in sorted((names[i] for i in order), key=lambda name: -_agreement(index[name], wanted)):
+        try:
+            return gallery_target(name, folders)
+        except FaceAnonError as error:
+            log.warning("%s", error)
+    raise InputError("no target face is left whose picture can be read; reinstall the pack, it carries a gallery")
 
 
 def _agreement(shown: Attributes, wanted: Attributes) -> int:

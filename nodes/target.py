@@ -10,8 +10,15 @@ from torch import Tensor
 from ..faceanon_core.attributes import parse_attributes
 from ..faceanon_core.crop import FaceCrop
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.target import Target, choose_target, fitting_attributes, gallery_index, gallery_target
-from .convert import CATEGORY, to_image, to_pixels
+from ..faceanon_core.target import (
+    Target,
+    choose_target,
+    fitting_attributes,
+    gallery_index,
+    gallery_sheet,
+    gallery_target,
+)
+from .convert import CATEGORY, from_pixels, to_image, to_pixels
 from .folders import model_folders, target_galleries
 
 AUTOMATIC = "automatic"
@@ -23,8 +30,13 @@ class TargetFace:
     TITLE = "Target Face (gallery)"
     CATEGORY = CATEGORY
     FUNCTION = "pick"
-    RETURN_TYPES = ("TARGET_FACE", "IMAGE")
-    RETURN_NAMES = ("target", "image")
+    RETURN_TYPES = ("TARGET_FACE", "IMAGE", "IMAGE")
+    RETURN_NAMES = ("target", "image", "gallery")
+    OUTPUT_TOOLTIPS = (
+        "The chosen faces.",
+        "Their pictures.",
+        "All faces one can choose, with their names; connect Preview Image.",
+    )
     DESCRIPTION = (
         "A synthesized face whose attributes the result is pulled towards. automatic takes the one that fits the source's "
         "sex, age and skin tone best, another one for each face; a tracked person has one in all frames."
@@ -64,7 +76,7 @@ class TargetFace:
 
     def pick(
         self, name: str, attributes: str = "", seed: int = 0, crops: Any = None, encoder: Any = None
-    ) -> tuple[Any, Tensor]:
+    ) -> tuple[Any, Tensor, Tensor]:
         if name == AUTOMATIC:
             targets: list[Target] = []
             asked = parse_attributes(attributes)
@@ -73,7 +85,8 @@ class TargetFace:
                 targets.append(choose_target(shown | asked, seed + index, target_galleries(), used))
         else:
             targets = [gallery_target(name, target_galleries())]
-        return targets, to_image(torch.cat([target.image for target in targets]))
+        shown = to_image(torch.cat([target.image for target in targets]))
+        return targets, shown, from_pixels([gallery_sheet(target_galleries())])
 
 
 def _estimate(crops: Any, encoder: Any) -> list[dict[str, str]]:

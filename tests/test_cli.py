@@ -144,6 +144,19 @@ def test_the_targets_and_every_attribute_are_listed(capsys) -> None:
         assert f"{attribute.name:12} {', '.join(attribute.values)}" in listed
 
 
+def test_the_targets_are_drawn_into_a_new_picture_only(tmp_path: Path, capsys) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert run("targets", "-o", sheet) == 0
+    assert f"wrote {sheet}" in capsys.readouterr().out
+    width, height = Image.open(sheet).size
+    assert width > 6 * 192 and height > 192 * -(-len(gallery_index()) // 6)
+    before = sheet.read_bytes()
+    assert run("targets", "-o", sheet) == 2
+    assert "exists already; choose another name" in capsys.readouterr().err
+    assert run("targets", "-o", tmp_path / "sheet.txt") == 2
+    assert sheet.read_bytes() == before and files_below(tmp_path) == {"sheet.png"}
+
+
 def test_a_preset_sets_what_the_user_does_not(capsys) -> None:
     parse = cli._parser().parse_args
     common = ["anonymize", "a.png", "-o", "b.png"]

@@ -65,7 +65,7 @@ def retry_inputs(bridge: Any, demo: dict[str, Any], portrait: torch.Tensor) -> d
     faces, _, _ = run_node("ParseFaces", image=portrait)
     crops, _ = run_node("CropFaces", image=portrait, faces=faces, size=256)
     mask, seam, _ = run_node("RegionMask", crops=crops)
-    target, _ = run_node("TargetFace")
+    target, *_ = run_node("TargetFace")
     positive, negative = run_node("DemoConditioning", target=target, crops=crops)
     (guidance,) = run_node("AttributeGuidance", encoder=demo["encoder"], target=target)
     inputs = {"image": portrait, "crops": crops, "mask": mask, "seam": seam, "guidance": guidance, "steps": 2}
@@ -160,7 +160,7 @@ def test_a_face_that_never_passes_stops_the_graph_or_is_covered(listed: Path, re
 def test_a_ruined_face_stops_the_graph_though_no_recogniser_knows_it(
     listed: Path, retry_inputs: dict[str, Any], demo: dict[str, Any], portrait: torch.Tensor
 ) -> None:
-    target, _ = run_node("TargetFace")
+    target, *_ = run_node("TargetFace")
     (guidance,) = run_node("AttributeGuidance", encoder=demo["encoder"], target=target, strength=100.0)
     ruinous = {**retry_inputs, "guidance": guidance, "steps": 6, "recogniser": load(1.0), "tries": 2}
     with pytest.raises(Exception, match="1 faces failed: after 2 tries no face is recognisable in the result; nothing"):

@@ -23,6 +23,8 @@ from test_recognition import random_iresnet
 from test_semantic_parser import FOLDER as FACE_PARSER
 from test_vision_encoders import small_clip, small_dinov2
 
+from faceanon_core.target import gallery_target, save_target
+
 pytestmark = pytest.mark.comfyui
 SIDE = 64  # pixels of the sampled crops
 
@@ -41,6 +43,23 @@ def models(bridge: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         folder_paths.folder_names_and_paths[kind][0].remove(str(folder / kind))
 
 
+def test_a_lost_picture_of_ones_own_gallery_stops_nobody(models: Path) -> None:
+    folder = models / "faceanon" / "gallery"
+    for name in ("aaa", "aab"):
+        save_target(gallery_target("anna"), name, folder)
+    (folder / "aaa.png").unlink()
+    try:
+        names = {run_node("TargetFace", seed=seed)[0][0].name for seed in range(60)}
+        _, _, sheet = run_node("TargetFace", name="anna")
+        with pytest.raises(Exception, match="the picture of the target 'aaa' is gone"):
+            run_node("TargetFace", name="aaa")
+    finally:
+        shutil.rmtree(folder)
+    assert "aaa" not in names and "aab" in names
+    lost, kept, shipped = (sheet[0, :192, 196 * i : 196 * i + 192] for i in range(3))
+    assert lost.unique().numel() == 1 and torch.equal(kept, shipped)
+
+
 @pytest.fixture(scope="module")
 def inputs(bridge: Any, demo: dict[str, Any]) -> dict[str, Any]:
     """What the Attribute-Guided Sampler and Attribute Guidance take, for a portrait."""
@@ -49,7 +68,7 @@ def inputs(bridge: Any, demo: dict[str, Any]) -> dict[str, Any]:
     faces, _, _ = run_node("ParseFaces", image=picture)
     crops, _ = run_node("CropFaces", image=picture, faces=faces, size=SIDE)
     mask, _, _ = run_node("RegionMask", crops=crops)
-    target, _ = run_node("TargetFace", name="anna")
+    target, *_ = run_node("TargetFace", name="anna")
     positive, negative = run_node("DemoConditioning", target=target, crops=crops)
     cond = {"positive": positive, "negative": negative, "vae": demo["vae"]}
     positive, negative, latent = run_node("InpaintFaces", crops=crops, mask=mask, **cond)

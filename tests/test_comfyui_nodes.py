@@ -40,7 +40,7 @@ def film_crops(bridge: Any) -> Any:
 def test_each_person_has_one_target_in_guidance_and_one_noise_in_the_latent(
     bridge: Any, demo: dict[str, Any], film_crops: Any
 ) -> None:
-    targets, shown = run_node("TargetFace", crops=film_crops, encoder=demo["encoder"])
+    targets, shown, _ = run_node("TargetFace", crops=film_crops, encoder=demo["encoder"])
     assert len({target.name for target in targets}) == len(targets) == len(shown) == 2
     (spec,) = run_node("AttributeGuidance", encoder=demo["encoder"], target=targets, crops=film_crops)
     assert [next(i for i in (0, 1) if torch.equal(row, targets[i].image[0])) for row in spec.target] == [0, 1, 1, 0]
@@ -53,7 +53,7 @@ def test_each_person_has_one_target_in_guidance_and_one_noise_in_the_latent(
 
 
 def test_targets_that_fit_neither_faces_nor_people_are_told(demo: dict[str, Any], film_crops: Any) -> None:
-    (target,), _ = run_node("TargetFace")
+    (target,), *_ = run_node("TargetFace")
     for node, more in (("DemoConditioning", {}), ("AttributeGuidance", {"encoder": demo["encoder"]})):
         with pytest.raises(Exception, match="there are 3 targets for 2 people in 4 crops"):
             run_node(node, target=[target] * 3, crops=film_crops, **more)
@@ -71,7 +71,7 @@ def sheet_inputs(bridge: Any, demo: dict[str, Any]) -> dict[str, Any]:
     faces, _, _ = run_node("ParseFaces", image=picture)
     crops, _ = run_node("CropFaces", image=picture, faces=faces, size=SIDE)
     mask, seam, _ = run_node("RegionMask", crops=crops)
-    target, _ = run_node("TargetFace", crops=crops, encoder=demo["encoder"])
+    target, *_ = run_node("TargetFace", crops=crops, encoder=demo["encoder"])
     positive, negative = run_node("DemoConditioning", target=target, crops=crops)
     cond = {"positive": positive, "negative": negative, "vae": demo["vae"], "mask": mask}
     positive, negative, latent = run_node("InpaintFaces", crops=crops, **cond)

@@ -35,8 +35,10 @@ from faceanon_core.evaluation.harness import (
     share_of,
 )
 from faceanon_core.evaluation.observe import Observer, face_crop
+from faceanon_core.faces import FaceDetector
 from faceanon_core.geometry import LEFT_IRIS, RIGHT_IRIS, inter_ocular
 from faceanon_core.pipeline import Settings, redact_face
+from faceanon_core.training.warp import bend_proportions
 from faceanon_core.weights import ASSETS, GALLERY
 
 PEOPLE = ("anna", "dewi", "ines", "luis")  # frontal and whole
@@ -131,9 +133,43 @@ def test_a_face_is_at_no_distance_from_itself(crop) -> None:
 
 def test_a_tilted_head_differs_in_pose_by_the_angle_and_in_nothing_else(crop) -> None:
     tilted = turned(crop.landmarks, 12, 1.3)
-    assert measures.pose_error(crop.landmarks, tilted) == pytest.approx(12, abs=0.3)
+    assert measures.pose_error(crop.landmarks, tilted) == pytest.approx(12, abs=0.01)
     assert measures.expression_error(crop.landmarks, tilted) == pytest.approx(0, abs=1e-4)
     assert measures.gaze_error(crop.landmarks, tilted) == pytest.approx(0, abs=1e-4)
+
+
+def mirrored(rotation: np.ndarray) -> np.ndarray:
+    flip = np.diag([-1, 1, 1])
+    return flip @ rotation @ flip
+
+
+def test_a_mirrored_picture_shows_the_mirrored_pose(crop) -> None:
+    with FaceDetector() as detector:
+        (found,) = detector.detect(np.ascontiguousarray(crop.pixels[:, ::-1]))
+    seen, expected = measures.head_rotation(found.landmarks), mirrored(measures.head_rotation(crop.landmarks))
+    assert np.degrees(np.linalg.norm(cv2.Rodrigues(seen.T @ expected)[0])) < 3
+
+
+@pytest.mark.parametrize(("aside", "nodding"), [(10, 0), (-25, 0), (0, 10), (0, -20), (8, 6)])
+def test_a_turned_head_differs_in_pose_by_the_angle(crop, aside: float, nodding: float) -> None:
+    solutions = getattr(pytest.importorskip("mediapipe"), "solutions", None)
+    if solutions is None:
+        pytest.skip("this mediapipe has no mesh in the wheel")
+    with solutions.face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True) as mesh:
+        points = mesh.process(crop.pixels).multi_face_landmarks[0].landmark
+    head = np.array([[p.x, p.y, p.z] for p in points]) * 256  # z is in the same unit
+    turn, _ = cv2.Rodrigues(np.radians([nodding, aside, 0]))
+    angle = measures.pose_error(head[:, :2], (head @ turn.T)[:, :2])
+    assert angle == pytest.approx(np.hypot(nodding, aside), abs=0.5)
+
+
+def test_other_proportions_turn_the_measured_pose_little(crop) -> None:
+    errors = []
+    with FaceDetector() as detector:
+        for seed in range(6):
+            bent, _ = bend_proportions(crop.pixels, crop.landmarks, seed, amount=1.0)
+            errors.append(measures.pose_error(crop.landmarks, detector.detect(bent)[0].landmarks))
+    assert np.mean(errors) < 4
 
 
 def test_a_shift_is_measured_in_distances_between_the_eyes(crop) -> None:

@@ -218,10 +218,18 @@ def test_tracking_numbers_people_and_replaces_faces_missed_in_between(portrait: 
 def test_a_target_is_a_list_and_lists_combine_in_order() -> None:
     names = sorted(gallery_index())
     chosen = [run("TargetFace", name=name) for name in names[:3]]
-    assert [(target[0].name, image.shape[0]) for target, image in chosen] == [(name, 1) for name in names[:3]]
+    assert [(target[0].name, image.shape[0]) for target, image, _ in chosen] == [(name, 1) for name in names[:3]]
     (two,) = run("CombineTargets", target_1=chosen[2][0], target_2=chosen[0][0])
     (four,) = run("CombineTargets", target_1=two, target_2=chosen[1][0], target_3=chosen[1][0])
     assert [target.name for target in four] == [names[2], names[0], names[1], names[1]]
+
+
+def test_the_gallery_output_shows_whom_one_can_choose() -> None:
+    name = sorted(gallery_index())[1]
+    _, chosen, sheet = run("TargetFace", name=name)
+    shown = torch.nn.functional.interpolate(chosen.permute(0, 3, 1, 2), (192, 192), mode="area").permute(0, 2, 3, 1)
+    assert (sheet[:, :192, 196 : 196 + 192] - shown).abs().mean() < 0.02  # the second tile of the first row
+    assert sheet[:, 192:216, 196 : 196 + 192].min() < 0.3  # its name is written under it
 
 
 def test_select_refuses_numbers_that_do_not_exist(faces: Any) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from faceanon_core.attributes import BY_NAME
 from faceanon_core.errors import InputError, NoFaceError, UnknownNameError
-from faceanon_core.target import choose_target, gallery_index, gallery_target, target_from_pixels
+from faceanon_core.target import choose_target, gallery_index, gallery_sheet, gallery_target, target_from_pixels
+from faceanon_core.weights import GALLERY
 
 FOUR = {
     "ann": {"sex": "female", "age": "senior", "skin": "light"},
@@ -59,6 +60,30 @@ def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
 def test_the_chosen_target_shares_most_of_what_was_asked_and_the_seed_decides_the_rest(gallery, wanted, names) -> None:
     chosen = {choose_target(wanted, seed, (gallery,)).name for seed in range(40)}
     assert chosen == names
+
+
+def test_a_picture_that_is_lost_or_damaged_is_passed_over_and_shown_grey(gallery: Path) -> None:
+    (gallery / "cem.jpg").unlink()
+    (gallery / "dot.jpg").write_bytes(b"this is no picture")
+    chosen = {choose_target({"sex": "male", "age": "adult"}, seed, (gallery,)).name for seed in range(10)}
+    assert chosen == {"ben"}
+    sheet = gallery_sheet((gallery,))
+    assert [int(sheet[96, 196 * i + 96].mean()) for i in range(4)] == [0, 50, 128, 128]  # ann, ben, and the two grey ones
+    with pytest.raises(InputError, match=r"the picture of the target 'cem' is gone from .*; choose another target"):
+        gallery_target("cem", (gallery,))
+    for name in ("ann", "ben"):
+        (gallery / f"{name}.jpg").unlink()
+    with pytest.raises(InputError, match="no target face is left whose picture can be read"):
+        choose_target({}, 0, (gallery,))
+
+
+def test_the_sheet_shows_every_face_of_both_galleries_with_its_name(gallery: Path) -> None:
+    both = gallery_sheet((gallery, GALLERY))
+    index = sorted(gallery_index((gallery, GALLERY)))
+    row, column = divmod(index.index("dot"), 6)
+    height = both.shape[0] // -(-len(index) // 6)
+    assert both[row * height + 96, column * 196 + 96].tolist() == [150, 150, 150]
+    assert both[row * height + 192 : row * height + 216, column * 196 : column * 196 + 192].min() < 80  # text
 
 
 def test_the_same_seed_chooses_the_same_target(gallery) -> None:
