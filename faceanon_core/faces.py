@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .checks import check_size
 from .errors import InputError, WeightsError
-from .geometry import LANDMARK_COUNT, Box, FloatArray, is_same_face, warp_square
+from .geometry import LANDMARK_COUNT, Box, FloatArray, is_same_face, mirror_landmarks, warp_square
 from .optional import OPTIONAL_MODELS, model_folder
 from .recall import SecondDetector
 
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 TILE_OVERLAP = 0.25
 MESH_CROP_PX = 320
+# Mean distance, in sides of the face, from which a mesh and that of the mirror image say different things of a face.
+# 0.006 is usual; on full profiles, where the mesh lies beside the face's edge, it was 0.06 and more (docs/PRIVACY.md).
+MIRROR_DISTANCE = 0.045
 UNFITTED_SCORE = 0.7  # a proposal at least this sure counts as a face although no mesh fits it; below, as background
 TURNED_SCORE = 0.75  # what a face lying on its side or upside down must reach; turned patterns look like faces more often
 TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless it is this much less sure
@@ -55,6 +58,9 @@ class Unfitted:
     box: Box
     score: float
     reason: str = "no face mesh fits it"
+
+
+MESHES_DISAGREE = "its mesh is unsure: that of its mirror image lies elsewhere, as on full profiles"
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,12 @@ class FaceDetector:
         faces: list[Face] = []
         unfitted: list[Unfitted] = []
         for proposal in self._proposals(image):
-            landmarks = self._mesh(image, proposal)
-            if landmarks is not None and _reaches(image, landmarks):
-                faces.append(Face(Box.around(landmarks), proposal.score, landmarks))
+            fit = self._fit(image, proposal)
+            if fit is not None and _reaches(image, fit.landmarks):
+                if fit.mirror_distance <= MIRROR_DISTANCE:
+                    faces.append(Face(Box.around(fit.landmarks), proposal.score, fit.landmarks))
+                else:  # however unsure the proposal is, there is something a mesh fits
+                    unfitted.append(Unfitted(proposal.box, proposal.score, MESHES_DISAGREE))
             elif proposal.score >= UNFITTED_SCORE:
                 unfitted.append(Unfitted(proposal.box, proposal.score))
         faces = _distinct(faces)
@@ -169,21 +178,31 @@ class FaceDetector:
                 kept.append(proposal)
         return kept
 
-    def _mesh(self, image: NDArray[np.uint8], proposal: _Proposal) -> FloatArray | None:
+    def _fit(self, image: NDArray[np.uint8], proposal: _Proposal) -> _Fit | None:
         """Fit the mesh in square crops of two widths around a proposal; the first that fits wins."""
         for context in (2.0, 3.0):
             side = max(proposal.box.width, proposal.box.height) * context
             scale = MESH_CROP_PX / side
             x, y = proposal.box.center
             matrix = np.array([[scale, 0, (side / 2 - x) * scale], [0, scale, (side / 2 - y) * scale]], np.float32)
-            crop = warp_square(image, matrix, MESH_CROP_PX)
-            points = self._backend.fit_mesh(np.ascontiguousarray(np.rot90(crop, proposal.turn)))
+            crop = np.rot90(warp_square(image, matrix, MESH_CROP_PX), proposal.turn)
+            points = self._backend.fit_mesh(np.ascontiguousarray(crop))
             if points is not None:
+                distance = self._mirror_distance(crop, points)
                 for _ in range(proposal.turn):  # each quarter turn back: pixel centres at integers
                     points = np.stack([MESH_CROP_PX - 1 - points[:, 1], points[:, 0]], axis=1)
                 offset = np.array([x - side / 2, y - side / 2], np.float32)
-                return (points / scale + offset).astype(np.float32)
+                return _Fit((points / scale + offset).astype(np.float32), distance)
         return None
+
+    def _mirror_distance(self, crop: NDArray[np.uint8], points: FloatArray) -> float:
+        """Mean distance of a mesh from that of the crop's mirror image, in sides of the face; infinite if none fits that."""
+        other = self._backend.fit_mesh(np.ascontiguousarray(crop[:, ::-1]))
+        if other is None:
+            return float("inf")
+        box = Box.around(points)
+        distance = np.linalg.norm(mirror_landmarks(other, crop.shape[1]) - points, axis=1).mean()
+        return float(distance) / max(box.width, box.height)
 
 
 def _reaches(image: NDArray[np.uint8], landmarks: FloatArray) -> bool:
@@ -196,6 +215,12 @@ class _Proposal:
     box: Box
     score: float
     turn: int  # quarter turns of the picture, counter-clockwise, that put the face upright
+
+
+@dataclass(frozen=True)
+class _Fit:
+    landmarks: FloatArray  # (478, 2) xy in pixels of the picture
+    mirror_distance: float  # see `FaceDetector._mirror_distance`
 
 
 def _views(width: int, height: int, tile_px: int) -> list[tuple[int, int, int, int]]:

@@ -33,6 +33,26 @@ SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are on
 CONTEXT = 1.6  # side of the square crop over the longer side of the landmarks' box
 
 
+# The mesh numbers the subject's right half before its left, both in the same order, so that the landmark in the place of
+# each one in the mirror image follows from those in the middle. Tested against the mean of frontal faces.
+_MIDLINE = (
+    0, 1, 2, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 94, 151, 152, 164, 168, 175, 195, 197, 199, 200,
+)  # fmt: skip
+_LEFT_START, _IRIS_START = 248, 468
+
+
+def _mirrored() -> tuple[int, ...]:
+    right = [i for i in range(_LEFT_START) if i not in _MIDLINE]
+    left = list(range(_LEFT_START, _IRIS_START))
+    left += [473, 476, 475, 474, 477]  # an iris is its centre and a round that starts at the same side of the picture
+    partner = dict(zip([*right, *RIGHT_IRIS], left, strict=True))
+    partner |= {other: own for own, other in partner.items()} | {i: i for i in _MIDLINE}
+    return tuple(partner[i] for i in range(LANDMARK_COUNT))
+
+
+MIRRORED = _mirrored()  # MIRRORED[i] lies in the mirror image of a face where i lies in the face
+
+
 @dataclass(frozen=True)
 class Box:
     """Axis-aligned box in pixels, half-open: left <= x < right."""
@@ -117,6 +137,12 @@ def apply_affine(matrix: FloatArray, points: FloatArray) -> FloatArray:
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
 
+def mirror_landmarks(landmarks: FloatArray, width: int) -> FloatArray:
+    """The landmarks that the mirror image of a picture of that width in pixels has: (478, 2) xy, of the same order."""
+    mirrored = landmarks[list(MIRRORED)]
+    return np.stack([width - 1 - mirrored[:, 0], mirrored[:, 1]], axis=1).astype(np.float32)
+
+
 def inter_ocular(landmarks: FloatArray) -> float:
     """Distance in pixels between the two eyes' centres, the unit landmark errors are given in."""
     right, left = eye_centers(landmarks)
@@ -188,6 +214,17 @@ def fraction_outside(landmarks: FloatArray, width: int, height: int) -> float:
         return 1.0
     inside, _ = cv2.intersectConvexConvex(hull, frame)
     return float(np.clip(1 - inside / whole, 0, 1))
+
+
+def face_area(shape: tuple[int, ...], landmarks: FloatArray) -> NDArray[np.bool_]:
+    """The inside of the whole mesh's convex hull: on a turned face nose and lips lie beyond the face's oval.
+
+    Args:
+        shape: height and width of the picture, first of more.
+        landmarks: (478, 2) xy in pixels.
+    Returns: (H, W) bool.
+    """
+    return filled_polygon(shape, landmarks, hull=True)
 
 
 def filled_polygon(shape: tuple[int, ...], points: FloatArray, hull: bool = False) -> NDArray[np.bool_]:

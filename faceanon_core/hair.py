@@ -10,11 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import geometry
-from .geometry import FloatArray, filled_polygon, inter_ocular
+from .geometry import FloatArray, face_area, filled_polygon, inter_ocular
 from .light import Plane, paint_light
 
 _UNLIKE = 16.0  # CIE L*a*b* distance to the skin's light from which a pixel is not skin
-_AROUND = 0.5  # how far beyond the face it may come from, inter-ocular distances
+_AROUND = 0.5  # how far beyond the face hair is looked at, inter-ocular distances
+_APART = 0.1  # how far beyond the face, so that none of its skin is taken for a sample of the hair
+_SAMPLE = 64  # pixels above the forehead that must be unlike skin for a sample
+_LEAST_SPREAD = np.array([8.0, 5.0, 5.0], np.float32)  # L*, a*, b*: a sample of one colour still knows its neighbours
+_FARTHEST = 2.0  # spreads from the sample's colour within which a pixel is of that hair
+_SHINE = 8.0  # L* above the skin's from which a pixel is a highlight rather than hair
+_HEIGHTS = ((105, 334), (33, 263), (61, 291))  # landmarks at the brows, the outer corners of the eyes and of the mouth
+_BESIDE = 0.1  # nearer to the features than this, beside them, hair is a shadow; inter-ocular distances
+_ISLAND = 0.15  # side of the largest patch of skin between strands that stays with them, inter-ocular distances
 _FEATURES = (
     geometry.RIGHT_EYE, geometry.LEFT_EYE, geometry.RIGHT_BROW, geometry.LEFT_BROW, geometry.NOSE, geometry.LIPS_OUTER,
 )  # fmt: skip
@@ -23,6 +31,8 @@ _FEATURES = (
 def hair_over_face(crop: NDArray[np.uint8], landmarks: FloatArray, light: Plane) -> NDArray[np.bool_]:
     """Pixels of the face, from its top down to the mouth, that hair or a hat covers.
 
+    A pixel is hair only if it has the colour of what grows above the forehead, is more like that than like the skin, and
+    hangs together with it: a cheek in shadow or a shining forehead is unlike the rest of the skin, too, but must not stay.
     Never eyes, brows, nose and mouth or what lies between them, and nothing below the mouth: what is not found there is
     regenerated. Where hair and skin are alike in colour, nothing is found.
 
@@ -33,22 +43,48 @@ def hair_over_face(crop: NDArray[np.uint8], landmarks: FloatArray, light: Plane)
     Returns: (H, W) bool.
     """
     unit = inter_ocular(landmarks)
-    face = filled_polygon(crop.shape, landmarks[list(geometry.FACE_OVAL)])
+    face = face_area(crop.shape, landmarks)
     features = filled_polygon(crop.shape, np.concatenate([landmarks[list(part)] for part in _FEATURES]), hull=True)
-    unlike = cv2.GaussianBlur(_lab_distance(crop, paint_light(light, crop.shape)), (0, 0), max(unit / 50, 0.5)) > _UNLIKE
-    covered = (unlike & ~_grown(features, 0.04 * unit) & _grown(face, _AROUND * unit)).astype(np.uint8)
-    covered[int(np.clip(landmarks[[61, 291], 1].mean(), 0, len(crop))) :] = 0
+    blurred = cv2.GaussianBlur(crop, (0, 0), max(unit / 50, 0.5))
+    colour, skin = _lab(blurred), _lab(paint_light(light, crop.shape))
+    unlike = (np.linalg.norm(colour - skin, axis=2) > _UNLIKE) & (colour[..., 0] < skin[..., 0] + _SHINE)
+    above = _grown(face, _AROUND * unit) & ~_grown(face, _APART * unit)
+    brows, eyes, mouth = (int(np.clip(landmarks[list(ends), 1].mean(), 0, len(crop))) for ends in _HEIGHTS)
+    above[brows:] = False
+    sample = colour[above & unlike]
+    if len(sample) < _SAMPLE:
+        return np.zeros(crop.shape[:2], bool)
+    covered = (unlike & _of_hair(colour, skin, sample) & ~_grown(features, 0.04 * unit)).astype(np.uint8)
+    covered[mouth:] = 0
     covered = cv2.morphologyEx(covered, cv2.MORPH_OPEN, _disc(0.03 * unit))
-    # a shadow, a mole or a beard's edge lies within the face; hair comes in from beyond it
-    hair = _connected(covered > 0, ~face)
-    # skin seen between strands belongs to the hair: the face is what hangs together with its features
+    hair = _connected(covered > 0, above)
+    # at the height of eyes and cheeks hair keeps to the face's edge; what comes up to the features is a shadow
+    beside, near = hair.copy(), _grown(features, _BESIDE * unit)
+    beside[:brows], near[:eyes] = False, False
+    hair &= ~_connected(beside, near)
+    # what little skin is seen between strands belongs to the hair: the face is what hangs together with its features
     bare = cv2.morphologyEx((face & ~hair).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.06 * unit)) > 0
-    return np.asarray(face & (hair | ~_grown(_connected(bare, features), 0.06 * unit)))
+    islands = _small(face & ~hair & ~_grown(_connected(bare, features), 0.06 * unit), (_ISLAND * unit) ** 2)
+    return np.asarray(face & (hair | islands))
 
 
-def _lab_distance(crop: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
-    first, second = (cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for x in (crop, other))
-    return np.asarray(np.linalg.norm(first - second, axis=2), np.float32)
+def _of_hair(colour: NDArray[np.float32], skin: NDArray[np.float32], sample: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Pixels of the sample's colour, and nearer to it than to the skin's.
+
+    Args:
+        colour, skin: (H, W, 3) CIE L*a*b* of the picture, and of the skin in its light.
+        sample: (N, 3) colours of hair.
+    """
+    middle = np.median(sample, axis=0)
+    spread = np.maximum(1.5 * np.median(np.abs(sample - middle), axis=0), _LEAST_SPREAD)
+    from_hair = (np.abs(colour - middle) / spread).max(axis=2)
+    nearer = np.linalg.norm(colour - middle, axis=2) < np.linalg.norm(colour - skin, axis=2)
+    return np.asarray((from_hair < _FARTHEST) & nearer)
+
+
+def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 RGB -> CIE L*a*b*, L* 0..100."""
+    return np.asarray(cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
 
 
 def _disc(radius_px: float) -> NDArray[np.uint8]:
@@ -62,5 +98,16 @@ def _grown(area: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
 
 def _connected(area: NDArray[np.bool_], seeds: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The parts of `area` that hold a seed."""
-    _, parts = cv2.connectedComponents(area.astype(np.uint8))
-    return np.isin(parts, np.setdiff1d(parts[seeds], 0))
+    count, parts = cv2.connectedComponents(area.astype(np.uint8))
+    chosen = np.zeros(count, bool)
+    chosen[parts[seeds]] = True
+    chosen[0] = False
+    return np.asarray(chosen[parts])
+
+
+def _small(area: NDArray[np.bool_], largest: float) -> NDArray[np.bool_]:
+    """The parts of `area` of at most so many pixels."""
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(area.astype(np.uint8))
+    few = stats[:, cv2.CC_STAT_AREA] <= largest
+    few[0] = False
+    return np.asarray(few[parts])

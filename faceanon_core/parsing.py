@@ -66,7 +66,7 @@ class LandmarkParser:
 
     def parse(self, crop: NDArray[np.uint8], landmarks: FloatArray) -> LabelMap:
         """See `FaceParser.parse`; later regions are painted over earlier ones."""
-        labels = np.zeros(crop.shape[:2], np.uint8)
+        labels = np.where(geometry.face_area(crop.shape, landmarks), np.uint8(INDEX["skin"]), np.uint8(0))
         for name, indices, hull in _PAINT_ORDER:
             labels[geometry.filled_polygon(crop.shape, landmarks[list(indices)], hull)] = INDEX[name]
         labels[hair_over_face(crop, landmarks, skin_light(crop, landmarks))] = INDEX["hair"]
@@ -103,7 +103,6 @@ def region_labels(names: list[str] | tuple[str, ...], parser: FaceParser | None 
 _UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191, 78)
 _LOWER_LIP = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95, 78)
 _PAINT_ORDER: tuple[tuple[str, tuple[int, ...], bool], ...] = (
-    ("skin", geometry.FACE_OVAL, False),
     ("nose", geometry.NOSE, True),
     ("right_brow", geometry.RIGHT_BROW, False),
     ("left_brow", geometry.LEFT_BROW, False),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from faceanon_core import geometry
 from faceanon_core.geometry import Box
+from faceanon_core.weights import ASSETS
 
 
 def turned(landmarks: np.ndarray, degrees: float, scale: float = 1.0) -> np.ndarray:
@@ -137,3 +139,28 @@ def test_left_and_right_are_the_subjects_own(face) -> None:
     assert x(geometry.RIGHT_EYE) < x(geometry.LEFT_EYE)
     assert x(geometry.RIGHT_BROW) < x(geometry.LEFT_BROW)
     assert x(geometry.RIGHT_IRIS) < x(geometry.LEFT_IRIS)
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("RIGHT_EYE", "LEFT_EYE"), ("RIGHT_BROW", "LEFT_BROW"), ("RIGHT_IRIS", "LEFT_IRIS"), ("FACE_OVAL", "FACE_OVAL"),
+        ("LIPS_OUTER", "LIPS_OUTER"), ("LIPS_INNER", "LIPS_INNER"), ("NOSE_RIDGE", "NOSE_RIDGE"), ("NOSE_BASE", "NOSE_BASE"),
+    ],
+)  # fmt: skip
+def test_mirroring_swaps_left_and_right(part: str, other: str) -> None:
+    assert {geometry.MIRRORED[i] for i in getattr(geometry, part)} == set(getattr(geometry, other))
+
+
+def test_mirroring_twice_changes_nothing(face) -> None:
+    assert [geometry.MIRRORED[i] for i in geometry.MIRRORED] == list(range(geometry.LANDMARK_COUNT))
+    twice = geometry.mirror_landmarks(geometry.mirror_landmarks(face.landmarks, 512), 512)
+    assert twice == pytest.approx(face.landmarks, abs=1e-3)
+
+
+@pytest.mark.parametrize("who", ["adult", "child"])
+def test_a_frontal_face_is_its_own_mirror_image_landmark_by_landmark(who: str) -> None:
+    mean = load_file(ASSETS / "poses.safetensors")[who]
+    mean = mean - mean[[10, 152, 168]].mean(0)  # the middle at x 0
+    distance = np.linalg.norm(geometry.mirror_landmarks(mean, 1) - mean, axis=1)
+    assert distance.max() < 0.02 * np.ptp(mean, axis=0).max()

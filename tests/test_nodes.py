@@ -342,12 +342,12 @@ def test_parse_stops_on_a_face_no_mesh_fits_though_others_work(portrait: torch.T
     """The mesh fit is made to fail on the left of two faces: mediapipe fits one to every face that could be drawn here."""
     run("ParseFaces", image=portrait)  # imports the pack's own copy of the detector
     detector = sys.modules[f"{NAME}.faceanon_core.faces"].FaceDetector
-    fit = detector._mesh
+    fit = detector._fit
 
     def fit_right_half(self: Any, image: Any, proposal: Any) -> Any:
         return None if proposal.box.center[0] < 512 else fit(self, image, proposal)
 
-    monkeypatch.setattr(detector, "_mesh", fit_right_half)
+    monkeypatch.setattr(detector, "_fit", fit_right_half)
     with pytest.raises(Exception, match=r"1 faces were found that cannot be replaced \(no face mesh fits it\)"):
         run("ParseFaces", image=torch.cat([portrait, portrait], dim=2))
 

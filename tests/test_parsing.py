@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from faceanon_core import geometry
+from faceanon_core.crop import crop_face
 from faceanon_core.errors import UnknownNameError
 from faceanon_core.parsing import GROUPS, INDEX, LABELS, LandmarkParser, region_labels
+from faceanon_core.regions import RegionChoice, region_mask
+from faceanon_core.training.data import FaceSet
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,28 @@ def test_regions_follow_the_face(labels, crop) -> None:
     blank = np.zeros_like(crop.pixels)  # the regions of the mesh alone: hair is where the picture shows it
     still, moved = (LandmarkParser().parse(blank, crop.landmarks + np.array(by, np.float32)) for by in ((0, 0), (10, -6)))
     assert np.array_equal(moved[:-6, 10:], still[6:, :-10])
+
+
+def test_every_landmark_lies_in_the_face_also_where_the_head_turns_away(crop) -> None:
+    """Seen from the side, nose and lips lie beyond the face's oval; squeezed to one side, a mesh looks like that."""
+    turned = crop.landmarks.copy()
+    depth = np.abs(turned[:, 0] - turned[geometry.NOSE[0], 0]) < 25  # the middle of the face sticks out
+    turned[depth, 0] -= 70
+    face = LandmarkParser().parse(np.full_like(crop.pixels, 120), turned) > 0
+    inside = face.copy()
+    inside[1:-1, 1:-1] |= face[:-2, 1:-1] | face[2:, 1:-1] | face[1:-1, :-2] | face[1:-1, 2:]  # corners are rounded
+    assert all(inside[int(round(y)), int(round(x))] for x, y in turned)
+
+
+@pytest.mark.faces
+@pytest.mark.parametrize("number", [256, 279, 289])
+def test_the_nose_of_a_profile_is_in_the_mask_that_is_regenerated(anonymizer, shared_faces, number: int) -> None:
+    pixels = FaceSet(shared_faces, "test").image(number)
+    crop = crop_face(pixels, anonymizer.detector.detect(pixels)[0], 256)
+    labels = LandmarkParser().parse(crop.pixels, crop.landmarks)
+    core = region_mask(labels, RegionChoice(grow_px=0)).core[0, 0].numpy()
+    points = crop.landmarks[[*geometry.NOSE, *geometry.LIPS_OUTER]].round().astype(int)
+    assert core[points[:, 1], points[:, 0]].min() == 1
 
 
 @pytest.mark.parametrize(

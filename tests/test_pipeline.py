@@ -72,9 +72,9 @@ class NoMesh(FaceDetector):
         super().__init__()
         self.border = border
 
-    def _mesh(self, image, proposal):
+    def _fit(self, image, proposal):
         is_crop = image.shape[:2] == (256, 256)  # in which results are looked at
-        return None if proposal.box.center[0] < self.border and not is_crop else super()._mesh(image, proposal)
+        return None if proposal.box.center[0] < self.border and not is_crop else super()._fit(image, proposal)
 
 
 # what is changed, and what is not
