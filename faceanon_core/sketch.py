@@ -42,7 +42,7 @@ def face_sketch(landmarks: FloatArray, size_px: int, light: Plane | None = None)
     width = max(1, round(size_px / 128))
     points = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
     if light is not None:
-        face = geometry.filled_polygon(canvas.shape, landmarks[list(geometry.FACE_OVAL)])
+        face = geometry.filled_polygon(canvas.shape, landmarks, hull=True)
         canvas[face] = paint_light(light, canvas.shape)[face]
     for indices, closed, colour in _LINES:
         line = points[list(indices)].reshape(-1, 1, 2)
