@@ -35,7 +35,7 @@ def train_encoder(
     torch.manual_seed(settings.seed)
     encoder = DemoEncoder().to(device).train()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.rate, weight_decay=0.05)
-    small = _shrunk_images(faces, 160).to(device)
+    small = faces.pixels(range(len(faces)), 160).contiguous().to(device)
     places = landmark_targets(faces.landmarks, 256).to(device)
     targets = torch.tensor([to_indices(known) for known in labels])
     weights = [weight.to(device) for weight in _class_weights(targets)]
@@ -128,13 +128,6 @@ def _class_weights(targets: Tensor) -> list[Tensor]:
         rarity = (counts.sum() / counts.clamp_min(1)).sqrt() * (counts > 0)
         weights.append(rarity / rarity.mean().clamp_min(1e-6))
     return weights
-
-
-def _shrunk_images(faces: FaceSet, side: int) -> Tensor:
-    import cv2
-
-    rows = [cv2.resize(faces.image(i), (side, side), interpolation=cv2.INTER_AREA) for i in range(len(faces))]
-    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()

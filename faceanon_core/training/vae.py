@@ -97,14 +97,11 @@ def sharpen(vae: Any, crops: Crops, work: Path, settings: VaeSettings) -> None:
             with torch.no_grad():
                 latent = vae.encode(real).latents
             made = vae.decode(latent).sample.float()
-            doubt = critic(real), critic(made.detach())
-            judge_loss = F.relu(1 - doubt[0].float()).mean() + F.relu(1 + doubt[1].float()).mean()
+        judge_loss = F.relu(1 - critic(real)).mean() + F.relu(1 + critic(made.detach())).mean()
         judge.zero_grad(set_to_none=True)
         judge_loss.backward()
         judge.step()
-        plain = _pixel_loss(made, real)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            fooled = -critic(made).float().mean()
+        plain, fooled = _pixel_loss(made, real), -critic(made).mean()
         share = _balance(plain, fooled, vae.decoder.layers[-1].weight) * settings.sharpness
         begin = min(1.0, step / 200)  # the discriminator has to learn something first
         loss = plain + begin * share * fooled
@@ -145,8 +142,7 @@ def _pixel_loss(result: Tensor, target: Tensor) -> Tensor:
 
 def _random_crops(faces: FaceSet, settings: VaeSettings, device: str) -> Crops:
     """Random square crops, flipped at random, of pictures that are decoded once and lie on the device."""
-    stack = np.stack([faces.image(i) for i in range(len(faces))])
-    pictures, side = torch.from_numpy(stack).permute(0, 3, 1, 2).to(device), settings.crop_px
+    pictures, side = faces.pixels(range(len(faces))).to(device), settings.crop_px
 
     def crops(step: int) -> Tensor:
         rng = np.random.default_rng([settings.seed, step])
