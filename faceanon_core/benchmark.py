@@ -327,7 +327,7 @@ def _sd15(precision: str, device: torch.device) -> Networks:
     dtype = PRECISIONS[precision]
     with device:  # a GPU draws a billion random weights in no time
         unet, vae, tiny = UNet2DConditionModel(**_SD15_UNET), AutoencoderKL(**_SD15_VAE), AutoencoderTiny()
-        vit = CLIPVisionModel(CLIPVisionConfig(**_VIT_B16))
+    vit = CLIPVisionModel(CLIPVisionConfig(**_VIT_B16))
     encoder = VisionEncoder(vit, 224, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     for network in (unet, vae, tiny, encoder):
         nn.Module.to(network.eval().requires_grad_(False), device)
