@@ -77,7 +77,7 @@ def _run_synthesize(options: argparse.Namespace) -> int:
     from .encoder import load_demo_encoder
     from .faces import FaceDetector
     from .synthesis import best_candidate, candidate_sheet, describe_candidates
-    from .target import gallery_index, save_target
+    from .target import check_new_name, gallery_index, save_target
     from .weights import ASSETS
 
     refuse_existing(options.output)
@@ -87,6 +87,9 @@ def _run_synthesize(options: argparse.Namespace) -> int:
         raise InputError(f"count must be 1 to 100, got {options.count}")
     if options.pick is not None and not 1 <= options.pick <= options.count:
         raise InputError(f"pick must be the number of a candidate, 1 to {options.count}, got {options.pick}")
+    own, taken = _own_gallery(options), gallery_index(galleries(options))
+    if options.save is not None:
+        check_new_name(options.save, own, taken)
     encoder = load_demo_encoder(ASSETS / "encoder.safetensors")
     with FaceDetector() as detector:
         source, asked = _source_and_attributes(options, detector, encoder)
@@ -94,11 +97,10 @@ def _run_synthesize(options: argparse.Namespace) -> int:
     save_picture(Picture(candidate_sheet(candidates)), options.output)
     _say(describe_candidates(candidates, asked))
     _say(f"wrote {options.output}")
-    if options.save:
+    if options.save is not None:
         chosen = best_candidate(candidates if options.pick is None else [candidates[options.pick - 1]])
         assert chosen.target is not None
-        taken = gallery_index(galleries(options))
-        path = save_target(chosen.target, options.save, _own_gallery(options), taken)
+        path = save_target(chosen.target, options.save, own, taken)
         _say(f"saved {path}; use it with --target {options.save}")
     return 0
 
@@ -120,7 +122,10 @@ def _source_and_attributes(
     if not faces:
         raise NoFaceError(f"no face was found in {options.like}")
     source = crop_face(pixels, faces[0], 256)
-    return source, source_attributes(source, encoder, kept) | asked
+    found = source_attributes(source, encoder, kept)
+    if unsure := [name for name in kept if name not in found]:
+        _say(f"{', '.join(unsure)} of the source cannot be told for sure and may be anything")
+    return source, found | asked
 
 
 def _make_candidates(

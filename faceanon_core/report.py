@@ -128,16 +128,19 @@ def captioned_sheet(
         captions: the lines of each.
         side_px: of a picture.
     """
-    most, columns = max(map(len, captions)), min(columns, len(pictures))
-    tiles = [
-        np.vstack([
-            cv2.resize(picture, (side_px, side_px), interpolation=cv2.INTER_AREA),
-            *(_caption(line, side_px, _LINE_PX, _LINE_PX) for line in [*lines, *[""] * (most - len(lines))]),
-        ])
-        for picture, lines in zip(pictures, captions, strict=True)
-    ]  # fmt: skip
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    return np.vstack([side_by_side(tiles[row : row + columns]) for row in range(0, len(tiles), columns)])
+    rows = []
+    for first in range(0, len(pictures), columns):
+        row = list(zip(pictures, captions, strict=True))[first : first + columns]
+        most = max(len(lines) for _, lines in row)
+        tiles = [_captioned(picture, [*lines, *[""] * (most - len(lines))], side_px) for picture, lines in row]
+        missing = min(columns, len(pictures)) - len(tiles)
+        rows.append(side_by_side([*tiles, *[np.full_like(tiles[0], 255)] * missing]))
+    return np.vstack(rows)
+
+
+def _captioned(picture: NDArray[np.uint8], lines: Sequence[str], side_px: int) -> NDArray[np.uint8]:
+    square = cv2.resize(picture, (side_px, side_px), interpolation=cv2.INTER_AREA)
+    return np.vstack([square, *(_caption(line, side_px, _LINE_PX, _LINE_PX) for line in lines)])
 
 
 def worst_first(faces: Sequence[CheckedFace]) -> list[CheckedFace]:

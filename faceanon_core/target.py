@@ -91,17 +91,25 @@ def save_target(target: Target, name: str, folder: Path, taken: Iterable[str] = 
     Returns: the picture's path.
     Raises: InputError for an unusable or taken name; nothing is ever overwritten.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise InputError(f"a target cannot be named {name!r}; use up to 64 letters, digits, - and _")
+    check_new_name(name, folder, taken)
     index, path = _read_index(folder), folder / f"{name}.png"
-    if name in index or name in taken or path.exists():
-        raise InputError(f"there is a target named {name!r} already; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
     save_picture(Picture(tensor_to_pixels(target.image)[0]), path)
     partial = folder / "gallery.partial"
     partial.write_text(json.dumps(index | {name: target.attributes}, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / _INDEX)
     return path
+
+
+def check_new_name(name: str, folder: Path, taken: Iterable[str] = ()) -> None:
+    """Refuse what `save_target` would refuse, before a target is made.
+
+    Raises: InputError.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise InputError(f"a target cannot be named {name!r}; use up to 64 letters, digits, - and _")
+    if name in _read_index(folder) or name in taken or (folder / f"{name}.png").exists():
+        raise InputError(f"there is a target named {name!r} already; choose another name")
 
 
 def _read_index(folder: Path) -> dict[str, Attributes]:

@@ -6,6 +6,7 @@ domain) or of nobody.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,7 @@ from faceanon_core.faces import FaceDetector
 from faceanon_core.parsing import LABELS
 from faceanon_core.report import contact_sheet
 from faceanon_core.semantic_parser import load_semantic_parser
+from faceanon_core.target import gallery_sheet
 
 PICTURES = Path(__file__).resolve().parent.parent / "web" / "docs" / "pictures"
 MOST_BYTES = 40_000
@@ -71,6 +73,7 @@ def main_pictures(maker: Maker) -> dict[str, Pixels]:
         "hold_pose": maker.row({f"hold pose {s}": ["--hold-pose", str(s)] for s in (0, 1, 2)}),
         "chart": np.asarray(Image.open(chart)),
         "candidates": candidates(maker.folder),
+        "gallery": gallery_sheet(),
         "parser": parsed(maker.portrait),
     }
 
@@ -97,11 +100,11 @@ def parsed(portrait: Pixels) -> Pixels:
     return contact_sheet([[pixels, shown]], ["crop", "regions it finds"])
 
 
-def save(name: str, pixels: Pixels, width_px: int = 768) -> None:
-    """Write a JPEG as good as fits."""
-    height = round(pixels.shape[0] * width_px / pixels.shape[1])
-    picture = Image.fromarray(cv2.resize(pixels, (width_px, height), interpolation=cv2.INTER_AREA))
-    for quality in range(92, 40, -4):
+def save(name: str, pixels: Pixels) -> None:
+    """Write a JPEG as large and as good as fits."""
+    for width_px, quality in itertools.product((768, 640), range(92, 40, -4)):
+        height = round(pixels.shape[0] * width_px / pixels.shape[1])
+        picture = Image.fromarray(cv2.resize(pixels, (width_px, height), interpolation=cv2.INTER_AREA))
         picture.save(PICTURES / f"{name}.jpg", quality=quality, optimize=True)
         if (PICTURES / f"{name}.jpg").stat().st_size <= MOST_BYTES:
             return

@@ -160,7 +160,7 @@ def test_a_turned_head_differs_in_pose_by_the_angle(crop, aside: float, nodding:
     head = np.array([[p.x, p.y, p.z] for p in points]) * 256  # z is in the same unit
     turn, _ = cv2.Rodrigues(np.radians([nodding, aside, 0]))
     angle = measures.pose_error(head[:, :2], (head @ turn.T)[:, :2])
-    assert angle == pytest.approx(np.hypot(nodding, aside), abs=0.5)
+    assert angle == pytest.approx(np.hypot(nodding, aside), rel=0.05)
 
 
 def test_other_proportions_turn_the_measured_pose_little(crop) -> None:

@@ -148,6 +148,8 @@ def test_the_command_line_makes_a_target_that_anonymize_can_use(tmp_path: Path, 
         (["--keep-attributes", "age"], "name its photograph with --like"),
         (["--count", "0"], "count must be 1 to 100, got 0"),
         (["--pick", "9", "--count", "2"], "pick must be the number of a candidate, 1 to 2, got 9"),
+        (["--save", "../tom"], "a target cannot be named '../tom'"),
+        (["--save", "anna"], "there is a target named 'anna' already"),
         (["--attributes", "gaze=left"], "the demo model does not know gaze"),
     ],
 )

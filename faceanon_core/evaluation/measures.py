@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..attributes import Attributes
 from ..geometry import LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, FloatArray, eye_centers, inter_ocular
 
-# A head: the mean of mediapipe's meshes of 400 training faces, made symmetric. Landmarks on the subject's right and left with
+# A head: the mean of mediapipe's meshes of 400 training faces, made symmetric. Landmarks on the subject's right and left and
 # the place of the right one, then those in the middle, x = 0. Thousandths of the inter-ocular distance; y down, z away.
 _HEAD_SIDES = (
     (234, 454, -1089, -128, 1027), (104, 333, -719, -1049, 122), (169, 394, -621, 912, 233), (36, 266, -481, 11, -67),
