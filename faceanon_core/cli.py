@@ -117,8 +117,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
     parser.add_argument(
-        "--seed", type=_seed, default=0,
-        help="same seed, same picture; each: every picture has its own, so that a person's are harder to link (default: 0)",
+        "--seed", type=_seed,
+        help="same seed, same picture; each: every picture has its own, so that a person's are harder to link (default: "
+        "each for a folder, 0 for a picture or the reference preset)",
     )  # fmt: skip
     parser.add_argument(
         "--preset", choices=("default", "reference"), default="default",
@@ -166,13 +167,20 @@ def _settings(options: argparse.Namespace) -> Settings:
         proportions=preset.proportions if options.proportions is None else options.proportions,
         emphasis=preset.emphasis if options.emphasis is None else options.emphasis,
         steps=preset.steps if options.steps is None else options.steps,
-        seed=0 if options.seed == EACH else options.seed,
-        own_seed=options.seed == EACH,
+        seed=options.seed if isinstance(options.seed, int) else 0,
+        own_seed=_has_own_seeds(options),
         faces=options.faces,
         on_failure=options.on_failure,
         max_similarity=options.max_similarity,
         tries=options.tries,
     )
+
+
+def _has_own_seeds(options: argparse.Namespace) -> bool:
+    """Whether every picture has a seed of its own: asked for, or a folder, whose pictures may be of one person."""
+    if options.seed is not None:
+        return bool(options.seed == EACH)
+    return options.run is _run_anonymize and options.source.is_dir() and options.preset != "reference"
 
 
 @cache

@@ -34,6 +34,7 @@ MIRROR_DISTANCE = 0.045
 UNFITTED_SCORE = 0.7  # a proposal at least this sure counts as a face although no mesh fits it; below, as background
 TURNED_SCORE = 0.75  # what a face lying on its side or upside down must reach; turned patterns look like faces more often
 TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless it is this much less sure
+_ROTATIONS = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)  # one to three quarter turns
 COARSE = 3  # faces that are not upright are looked for in views of at least this part of the picture: 1 / COARSE
 INSIDE_SHARE = 0.35  # of a box must lie in the picture; less is the mirror image of a face near the border
 SAME_PLACE_IOU = 0.3  # of the boxes above which a face in a result takes the place of the source's
@@ -141,6 +142,14 @@ class FaceDetector:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(f"a picture must be a (height, width, 3) uint8 RGB array, got {image.shape} {image.dtype}")
         check_size(image.shape[1], image.shape[0])
+        with _quiet():
+            faces, unfitted = self._look(image)
+        faces = _distinct(faces)
+        unfitted = [lost for lost in unfitted if not any(is_same_face(lost.box, face.box) for face in faces)]
+        return Scan(sorted(faces, key=lambda f: -f.box.area), sorted(unfitted, key=lambda u: -u.box.area))
+
+    def _look(self, image: NDArray[np.uint8]) -> tuple[list[Face], list[Unfitted]]:
+        """What the proposals turn out to be; several may be one face."""
         faces: list[Face] = []
         unfitted: list[Unfitted] = []
         for proposal in self._proposals(image):
@@ -152,9 +161,7 @@ class FaceDetector:
                     unfitted.append(Unfitted(proposal.box, proposal.score, MESHES_DISAGREE))
             elif proposal.score >= UNFITTED_SCORE:
                 unfitted.append(Unfitted(proposal.box, proposal.score))
-        faces = _distinct(faces)
-        unfitted = [lost for lost in unfitted if not any(is_same_face(lost.box, face.box) for face in faces)]
-        return Scan(sorted(faces, key=lambda f: -f.box.area), sorted(unfitted, key=lambda u: -u.box.area))
+        return faces, unfitted
 
     def _proposals(self, image: NDArray[np.uint8]) -> list[_Proposal]:
         height, width = image.shape[:2]
@@ -163,7 +170,7 @@ class FaceDetector:
             view = _cut(image, left, top, side_x, side_y)
             coarse = max(side_x, side_y) * COARSE >= max(width, height)
             for turn in range(4 if coarse else 1):
-                for box, score in self._backend.propose(np.ascontiguousarray(np.rot90(view, turn))):
+                for box, score in self._backend.propose(_turned(view, turn)):
                     if turn and score < TURNED_SCORE:
                         continue
                     upright = _turn_back(box, turn, side_x, side_y)
@@ -185,8 +192,8 @@ class FaceDetector:
             scale = MESH_CROP_PX / side
             x, y = proposal.box.center
             matrix = np.array([[scale, 0, (side / 2 - x) * scale], [0, scale, (side / 2 - y) * scale]], np.float32)
-            crop = np.rot90(warp_square(image, matrix, MESH_CROP_PX), proposal.turn)
-            points = self._backend.fit_mesh(np.ascontiguousarray(crop))
+            crop = _turned(warp_square(image, matrix, MESH_CROP_PX), proposal.turn)
+            points = self._backend.fit_mesh(crop)
             if points is not None:
                 distance = self._mirror_distance(crop, points)
                 for _ in range(proposal.turn):  # each quarter turn back: pixel centres at integers
@@ -197,7 +204,7 @@ class FaceDetector:
 
     def _mirror_distance(self, crop: NDArray[np.uint8], points: FloatArray) -> float:
         """Mean distance of a mesh from that of the crop's mirror image, in sides of the face; infinite if none fits that."""
-        other = self._backend.fit_mesh(np.ascontiguousarray(crop[:, ::-1]))
+        other = self._backend.fit_mesh(np.asarray(cv2.flip(crop, 1), np.uint8))
         if other is None:
             return float("inf")
         box = Box.around(points)
@@ -249,6 +256,12 @@ def _cut(image: NDArray[np.uint8], left: int, top: int, width: int, height: int)
         return inside
     mirrored = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REFLECT_101)
     return np.asarray(mirrored, np.uint8)
+
+
+def _turned(view: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """A contiguous view after so many quarter turns counter-clockwise."""
+    turned = cv2.rotate(view, _ROTATIONS[turn - 1]) if turn else np.ascontiguousarray(view)
+    return np.asarray(turned, np.uint8)
 
 
 def _turn_back(box: Box, turn: int, width: int, height: int) -> Box:
@@ -327,9 +340,7 @@ class _SolutionsBackend:
         height, width = image.shape[:2]
         found = []
         for detector in self._detectors:
-            with _quiet():
-                detections = detector.process(image).detections or []
-            for detection in detections:
+            for detection in detector.process(image).detections or []:
                 box = detection.location_data.relative_bounding_box
                 left, top = box.xmin * width, box.ymin * height
                 size = Box(left, top, left + box.width * width, top + box.height * height)
@@ -337,8 +348,7 @@ class _SolutionsBackend:
         return found
 
     def fit_mesh(self, crop: NDArray[np.uint8]) -> FloatArray | None:
-        with _quiet():
-            meshes = self._mesh.process(crop).multi_face_landmarks
+        meshes = self._mesh.process(crop).multi_face_landmarks
         return _to_pixels(meshes[0].landmark, crop) if meshes else None
 
     def close(self) -> None:
@@ -369,8 +379,7 @@ class _TasksBackend:
         self._proposer, self._mesh = landmarker(32, min_score), landmarker(1, 0.2)
 
     def _meshes(self, landmarker: Any, image: NDArray[np.uint8]) -> list[FloatArray]:
-        with _quiet():
-            result = landmarker.detect(self._image_type(image_format=self._image_format, data=image))
+        result = landmarker.detect(self._image_type(image_format=self._image_format, data=image))
         return [_to_pixels(mesh, image) for mesh in result.face_landmarks]
 
     def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]:
@@ -395,7 +404,7 @@ def _to_pixels(mesh: Any, image: NDArray[np.uint8]) -> FloatArray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide mediapipe's native start-up chatter, which goes to file descriptor 2 past Python's logging."""
+    """Hide mediapipe's native chatter at the first pictures, which goes to file descriptor 2 past Python's logging."""
     if log.isEnabledFor(logging.DEBUG):
         yield
         return

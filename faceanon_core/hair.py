@@ -42,44 +42,60 @@ def hair_over_face(crop: NDArray[np.uint8], landmarks: FloatArray, light: Plane)
         light: of the skin, see `light.skin_light`.
     Returns: (H, W) bool.
     """
-    unit = inter_ocular(landmarks)
+    unit = max(inter_ocular(landmarks), 1.0)
     face = face_area(crop.shape, landmarks)
     features = filled_polygon(crop.shape, np.concatenate([landmarks[list(part)] for part in _FEATURES]), hull=True)
     blurred = cv2.GaussianBlur(crop, (0, 0), max(unit / 50, 0.5))
     colour, skin = _lab(blurred), _lab(paint_light(light, crop.shape))
-    unlike = (np.linalg.norm(colour - skin, axis=2) > _UNLIKE) & (colour[..., 0] < skin[..., 0] + _SHINE)
-    above = _grown(face, _AROUND * unit) & ~_grown(face, _APART * unit)
+    unlike = (_length(colour - skin) > _UNLIKE) & (colour[..., 0] < skin[..., 0] + _SHINE)
+    from_face, from_features = _distance(face) / unit, _distance(features) / unit
+    above = (from_face <= _AROUND) & (from_face > _APART)
     brows, eyes, mouth = (int(np.clip(landmarks[list(ends), 1].mean(), 0, len(crop))) for ends in _HEIGHTS)
     above[brows:] = False
     sample = colour[above & unlike]
     if len(sample) < _SAMPLE:
         return np.zeros(crop.shape[:2], bool)
-    covered = (unlike & _of_hair(colour, skin, sample) & ~_grown(features, 0.04 * unit)).astype(np.uint8)
-    covered[mouth:] = 0
+    candidates = unlike & (from_features > 0.04) & (from_face <= _AROUND)
+    candidates[mouth:] = False
+    covered = np.zeros(candidates.shape, np.uint8)
+    covered[candidates] = _of_hair(colour[candidates], skin[candidates], sample)
     covered = cv2.morphologyEx(covered, cv2.MORPH_OPEN, _disc(0.03 * unit))
-    hair = _connected(covered > 0, above)
-    # at the height of eyes and cheeks hair keeps to the face's edge; what comes up to the features is a shadow
-    beside, near = hair.copy(), _grown(features, _BESIDE * unit)
+    hair = _without_shadows(_connected(covered > 0, above), from_features, brows, eyes)
+    return np.asarray(face & (hair | _islands(face & ~hair, features, unit)))
+
+
+def _without_shadows(
+    hair: NDArray[np.bool_], from_features: NDArray[np.float32], brows: int, eyes: int
+) -> NDArray[np.bool_]:
+    """At the height of eyes and cheeks hair keeps to the face's edge; what comes up to the features there is a shadow.
+
+    Args:
+        from_features: distance from them, inter-ocular distances.
+        brows, eyes: the rows they are in.
+    """
+    beside, near = hair.copy(), from_features <= _BESIDE
     beside[:brows], near[:eyes] = False, False
-    hair &= ~_connected(beside, near)
-    # what little skin is seen between strands belongs to the hair: the face is what hangs together with its features
-    bare = cv2.morphologyEx((face & ~hair).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.06 * unit)) > 0
-    islands = _small(face & ~hair & ~_grown(_connected(bare, features), 0.06 * unit), (_ISLAND * unit) ** 2)
-    return np.asarray(face & (hair | islands))
+    return hair & ~_connected(beside, near)
+
+
+def _islands(bare: NDArray[np.bool_], features: NDArray[np.bool_], unit: float) -> NDArray[np.bool_]:
+    """What little skin is seen between strands: the face is what hangs together with its features."""
+    opened = cv2.morphologyEx(bare.astype(np.uint8), cv2.MORPH_OPEN, _disc(0.06 * unit)) > 0
+    return _small(bare & (_distance(_connected(opened, features)) > 0.06 * unit), (_ISLAND * unit) ** 2)
 
 
 def _of_hair(colour: NDArray[np.float32], skin: NDArray[np.float32], sample: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Pixels of the sample's colour, and nearer to it than to the skin's.
 
     Args:
-        colour, skin: (H, W, 3) CIE L*a*b* of the picture, and of the skin in its light.
-        sample: (N, 3) colours of hair.
+        colour, skin: (N, 3) CIE L*a*b* of the pixels, and of the skin in its light there.
+        sample: (M, 3) colours of hair.
+    Returns: (N,) bool.
     """
     middle = np.median(sample, axis=0)
     spread = np.maximum(1.5 * np.median(np.abs(sample - middle), axis=0), _LEAST_SPREAD)
-    from_hair = (np.abs(colour - middle) / spread).max(axis=2)
-    nearer = np.linalg.norm(colour - middle, axis=2) < np.linalg.norm(colour - skin, axis=2)
-    return np.asarray((from_hair < _FARTHEST) & nearer)
+    of_colour = (np.abs(colour - middle) < _FARTHEST * spread).all(axis=1)
+    return np.asarray(of_colour & (_length(colour - middle) < _length(colour - skin)))
 
 
 def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -92,8 +108,16 @@ def _disc(radius_px: float) -> NDArray[np.uint8]:
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)), np.uint8)
 
 
-def _grown(area: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
-    return cv2.dilate(area.astype(np.uint8), _disc(radius_px)) > 0
+def _length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of vectors along the last axis."""
+    return np.asarray(np.sqrt(np.einsum("...k,...k->...", vectors, vectors)), np.float32)
+
+
+def _distance(area: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Of every pixel from `area`, in pixels; infinite where that is empty."""
+    if not area.any():
+        return np.full(area.shape, np.inf, np.float32)
+    return np.asarray(cv2.distanceTransform((~area).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5), np.float32)
 
 
 def _connected(area: NDArray[np.bool_], seeds: NDArray[np.bool_]) -> NDArray[np.bool_]:

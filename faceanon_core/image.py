@@ -1,4 +1,8 @@
-"""Reading and writing pictures: orientation, gray, RGBA, metadata. Nothing of the source travels along unasked."""
+"""Reading and writing pictures: orientation, gray, transparency, metadata. Nothing of the source travels along unasked.
+
+Transparency is flattened onto white when a picture is read: it can draw a face by itself, and hide one in pixels that no
+viewer shows. So what is looked at is what people see, and what is written is opaque.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +39,10 @@ _ENCODING = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}}
 class Picture:
     """An upright picture in memory.
 
-    `pixels` is (H, W, 3) uint8 RGB; `alpha` (H, W) uint8 where the file had one; `metadata` holds what
-    `save_picture` writes back only on request (key "exif").
+    `pixels` is (H, W, 3) uint8 RGB; `metadata` holds what `save_picture` writes back only on request (key "exif").
     """
 
     pixels: Pixels
-    alpha: Pixels | None = None
     metadata: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -58,7 +60,7 @@ def pixels_to_tensor(pixels: Pixels) -> Tensor:
 
 
 def load_picture(path: Path) -> Picture:
-    """Read a picture, apply its EXIF orientation, and convert gray, palette, 16-bit, CMYK or RGBA to RGB (+ alpha).
+    """Read a picture, apply its EXIF orientation, and convert gray, palette, 16-bit, CMYK or RGBA to RGB on white.
 
     Raises: InputError with one sentence if the file is missing, empty, truncated, no image, too small or too large.
     """
@@ -95,11 +97,14 @@ def _to_picture(opened: Image.Image) -> Picture:
     upright = _to_srgb(upright)
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         upright = _to_8_bit(upright)
-    has_alpha = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
-    if has_alpha:
-        rgba = np.asarray(upright.convert("RGBA"))
-        return Picture(rgba[..., :3].copy(), rgba[..., 3].copy(), metadata)
-    return Picture(np.asarray(upright.convert("RGB")).copy(), None, metadata)
+    if is_transparent(upright):
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+    return Picture(np.asarray(upright.convert("RGB")).copy(), metadata)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a picture can show what lies behind it."""
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -148,9 +153,7 @@ def encode_picture(
     Raises: InputError if the suffix is unknown or the format cannot hold the picture.
     """
     check_suffix(suffix)
-    suffix, pixels = suffix.lower(), picture.pixels
-    if picture.alpha is not None and suffix in (".png", ".webp", ".tif", ".tiff"):
-        pixels = np.dstack([pixels, picture.alpha])
+    suffix = suffix.lower()
     options: dict[str, object] = dict(_ENCODING.get(suffix, {}))
     if keep_metadata:
         options = {**options, **picture.metadata}
@@ -158,7 +161,7 @@ def encode_picture(
         options["pnginfo"] = _png_texts(texts)
     encoded = io.BytesIO()
     try:
-        Image.fromarray(pixels).save(encoded, Image.registered_extensions()[suffix], **options)
+        Image.fromarray(picture.pixels).save(encoded, Image.registered_extensions()[suffix], **options)
     except OSError as error:
         raise InputError(f"the picture cannot be written as {suffix}: {error}") from error
     return encoded.getvalue()

@@ -32,12 +32,14 @@ def skin_light(crop: NDArray[np.uint8], landmarks: FloatArray) -> Plane:
     rows, columns = np.nonzero(skin)
     if len(rows) < 3:
         return np.concatenate([crop.reshape(-1, 3).mean(0, keepdims=True), np.zeros((2, 3))]).astype(np.float32)
-    places = _places(rows, columns, crop.shape)
-    colours = crop[rows, columns].astype(np.float32)
+    places = _places(rows, columns, crop.shape).astype(np.float64)
+    colours = crop[rows, columns].astype(np.float64)
     used = np.ones(len(rows), bool)
     for _ in range(_ROUNDS):
-        plane, *_ = np.linalg.lstsq(places[used], colours[used], rcond=None)
-        distance = np.linalg.norm(colours - places @ plane, axis=1)
+        within = places[used]
+        plane = np.linalg.pinv(within.T @ within) @ (within.T @ colours[used])  # least squares, of 3 x 3 numbers
+        rest = colours - places @ plane
+        distance = np.sqrt(np.einsum("ij,ij->i", rest, rest))
         used = distance <= max(float(np.quantile(distance, 0.75)), 1.0)
     return plane.astype(np.float32)
 

@@ -13,13 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .check import FaceCheck, check_picture
 from .errors import FaceAnonError, InputError
 from .faces import FaceDetector
 from .folder import JOURNAL, Namer
 from .identity import Recogniser
-from .image import list_pictures, load_picture
+from .image import is_transparent, list_pictures, load_picture
 from .metadata import find_metadata
 
 _LOOKS_PX, _LOOKS_ALIKE = 32, 20.0  # side of the thumbnails results are recognised by, and how far two may differ of 255
@@ -77,7 +78,7 @@ def verify_folder(
                 problems = [] if may_lack else ["it has no result"]
                 pictures.append(PictureCheck(_name(path, sources), None, problems))
                 continue
-            problems = [f"the file holds {what}" for what in find_metadata(result)]
+            problems = [f"the file holds {what}" for what in (*find_metadata(result), *_transparency(result))]
             original = originals.get(_pixel_hash(result))
             if original is not None:
                 problems.append(f"it is pixel for pixel the source {_name(original, sources)}")
@@ -85,6 +86,15 @@ def verify_folder(
             pictures.append(PictureCheck(_name(path, sources), _name(result, results), problems + more, faces))
     strays = [_name(path, results) for path in files if path not in pairs.values()]
     return Report(pictures, strays, limits)
+
+
+def _transparency(path: Path) -> list[str]:
+    """Said of a file that other backgrounds than white make another picture of."""
+    try:
+        with Image.open(path) as opened:
+            return ["transparency, which can show a face on another background"] if is_transparent(opened) else []
+    except OSError:
+        return []  # what cannot be read is said elsewhere
 
 
 def _check_pair(

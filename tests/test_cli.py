@@ -17,6 +17,7 @@ from skimage import data
 
 from faceanon_core import cli
 from faceanon_core.attributes import LEARNED
+from faceanon_core.check import check_picture
 from faceanon_core.folder import JOURNAL
 from faceanon_core.target import gallery_index
 
@@ -481,20 +482,48 @@ def test_a_run_stopped_while_it_writes_leaves_nothing_half_written(photo, tmp_pa
     assert files_below(tmp_path / "out") == set() and files_below(temp) == set()
 
 
-def test_each_picture_of_a_folder_has_a_seed_of_its_own_on_request_that_it_also_has_alone(
+def test_each_picture_of_a_folder_has_a_seed_of_its_own_that_it_also_has_alone_on_request(
     portrait, tmp_path: Path, capsys
 ) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         Image.fromarray(portrait if name == "a" else 255 - (255 - portrait) // 2).save(tmp_path / "in" / f"{name}.png")
-    assert anonymize(tmp_path / "in", tmp_path / "each", "--seed", "each") == 0
+    assert anonymize(tmp_path / "in", tmp_path / "folder") == 0
     assert anonymize(tmp_path / "in" / "a.png", tmp_path / "alone.png", "--seed", "each") == 0
     assert anonymize(tmp_path / "in" / "a.png", tmp_path / "zero.png") == 0
-    assert np.array_equal(pixels(tmp_path / "each" / "a.png"), pixels(tmp_path / "alone.png"))
+    assert np.array_equal(pixels(tmp_path / "folder" / "a.png"), pixels(tmp_path / "alone.png"))
     assert not np.array_equal(pixels(tmp_path / "alone.png"), pixels(tmp_path / "zero.png"))
+    assert anonymize(tmp_path / "in", tmp_path / "same", "--seed", 0) == 0  # one for all, where a number is given
+    assert np.array_equal(pixels(tmp_path / "same" / "a.png"), pixels(tmp_path / "zero.png"))
     with pytest.raises(SystemExit):
         anonymize(tmp_path / "in", tmp_path / "other", "--seed", "some")
     assert "a seed is a whole number or each, got 'some'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        ([], True), (["--seed", "each"], True), (["--seed", "0"], False), (["--seed", "7"], False),
+        (["--engine", "ray"], True), (["--engine", "ray", "--seed", "7"], False), (["--preset", "reference"], False),
+    ],
+)  # fmt: skip
+def test_the_pictures_of_a_folder_share_a_seed_only_if_it_is_given(small_album, tmp_path: Path, words, own: bool) -> None:
+    options = cli._parser().parse_args(["anonymize", str(small_album), "-o", str(tmp_path), *words])
+    assert cli._settings(options).own_seed == own
+
+
+def test_a_face_drawn_by_transparency_alone_is_replaced_too(portrait, tmp_path: Path, anonymizer) -> None:
+    """Beside a plain face; the pixels under the second one are black."""
+    grey = np.asarray(Image.fromarray(portrait).convert("L"))
+    colour, alpha = np.hstack([portrait, np.zeros_like(portrait)]), np.hstack([np.full_like(grey, 255), 255 - grey])
+    Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "in.png")
+    assert anonymize(tmp_path / "in.png", tmp_path / "out.png", "--on-failure", "redact") in (0, 1)
+    with Image.open(tmp_path / "out.png") as written:
+        assert written.mode == "RGB"
+    seen = np.hstack([portrait, np.repeat(grey[..., None], 3, 2)])
+    scan = anonymizer.detector.scan(seen)
+    checks = check_picture(seen, pixels(tmp_path / "out.png"), scan, [], anonymizer.detector)
+    assert len(checks) == 2 and not any("near copy" in check.problem or "blurred" in check.problem for check in checks)
 
 
 def test_the_benchmark_prints_unguided_first_and_ours_last(capsys) -> None:

@@ -12,7 +12,15 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 
 from faceanon_core.errors import InputError
-from faceanon_core.image import SUFFIXES, Picture, load_picture, pixels_to_tensor, save_picture, tensor_to_pixels
+from faceanon_core.image import (
+    SUFFIXES,
+    Picture,
+    is_transparent,
+    load_picture,
+    pixels_to_tensor,
+    save_picture,
+    tensor_to_pixels,
+)
 
 GPS, MAKE, ORIENTATION = 0x8825, 0x010F, 0x0112
 # how an upright picture is stored by a camera held that way
@@ -99,7 +107,6 @@ def test_every_colour_mode_becomes_rgb_with_the_same_look(portrait, tmp_path: Pa
     assert loaded.pixels.dtype == np.uint8
     difference = np.abs(loaded.pixels.astype(int) - np.asarray(grey).astype(int)[..., None])
     assert difference.mean() < 1.5
-    assert (loaded.alpha is not None) == (mode in ("LA", "RGBA"))
 
 
 def test_black_and_white_pictures_are_read(tmp_path: Path) -> None:
@@ -119,15 +126,28 @@ def test_a_damaged_profile_is_ignored(portrait, tmp_path: Path) -> None:
     assert np.array_equal(load_picture(tmp_path / "damaged.png").pixels, portrait)
 
 
-@pytest.mark.parametrize(("suffix", "survives"), [(".png", True), (".webp", True), (".tif", True), (".jpg", False)])
-def test_transparency_survives_where_the_format_can_hold_it(portrait, tmp_path: Path, suffix: str, survives: bool) -> None:
-    alpha = np.full((220, 220), 255, np.uint8)
-    alpha[:, :40] = 0
-    save_picture(Picture(portrait, alpha), tmp_path / f"out{suffix}")
-    loaded = load_picture(tmp_path / f"out{suffix}")
-    assert (loaded.alpha is not None) == survives
-    if survives:
-        assert np.array_equal(loaded.alpha, alpha)
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "WebP", "TIFF"])
+def test_what_transparency_draws_is_seen_and_what_it_hides_is_not(portrait, tmp_path: Path, mode: str) -> None:
+    """A face in the transparency alone over black, and one in pixels that nobody sees."""
+    grey = np.asarray(Image.fromarray(portrait).convert("L"))
+    black = np.zeros_like(portrait)
+    drawn = Image.fromarray(np.dstack([black, 255 - grey]))
+    hidden = Image.fromarray(np.dstack([portrait, np.zeros_like(grey)]))
+    for image, seen in ((drawn, grey), (hidden, np.full_like(grey, 255))):
+        path = tmp_path / f"a.{ {'WebP': 'webp', 'TIFF': 'tif'}.get(mode, 'png') }"
+        if mode == "P":  # 256 grades of transparency, one for each number of the palette
+            paletted = Image.fromarray(np.asarray(image)[..., 3], "P")
+            paletted.putpalette([0] * 768)
+            paletted.save(path, transparency=bytes(range(256)))
+        else:
+            image.convert("LA" if mode == "LA" else "RGBA").save(path, **({"lossless": True} if mode == "WebP" else {}))
+        loaded = load_picture(path)
+        assert np.abs(loaded.pixels.astype(int) - seen[..., None]).max() <= 1
+        with Image.open(path) as opened:
+            assert is_transparent(opened)
+        save_picture(loaded, path, overwrite=True)
+        with Image.open(path) as written:
+            assert not is_transparent(written)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

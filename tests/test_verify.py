@@ -62,12 +62,33 @@ def recompressed(album: Path) -> None:
     Image.fromarray(cv2.GaussianBlur(darker, (0, 0), 0.8)).save(album / "results" / "a.png")
 
 
+def blurred(album: Path) -> None:
+    """A face that still is one for the detector, but is too soft to be compared by its fine structure."""
+    Image.fromarray(cv2.GaussianBlur(load_picture(album / "sources" / "a.png").pixels, (0, 0), 4)).save(
+        album / "results" / "a.png"
+    )
+
+
+def blurred_at_the_border(album: Path) -> None:
+    """Half a face, which nothing can replace."""
+    half = np.ascontiguousarray(load_picture(album / "sources" / "a.png").pixels[:, 95:])
+    Image.fromarray(half).save(album / "sources" / "a.png")
+    Image.fromarray(cv2.GaussianBlur(half, (0, 0), 5)).save(album / "results" / "a.png")
+
+
 def swapped(album: Path) -> None:
     shutil.copy(album / "sources" / "a.png", album / "results" / "trip" / "b.jpg")
 
 
 def another_size(album: Path) -> None:
     Image.fromarray(load_picture(album / "results" / "a.png").pixels[:200]).save(album / "results" / "a.png")
+
+
+def with_transparency(album: Path) -> None:
+    """The result itself on white, and something else on black."""
+    pixels = load_picture(album / "results" / "a.png").pixels
+    alpha = np.where(np.indices(pixels.shape[:2]).sum(0) < 100, 0, 255).astype(np.uint8)
+    Image.fromarray(np.dstack([pixels, alpha])).save(album / "results" / "a.png")
 
 
 def with_exif(album: Path) -> None:
@@ -88,8 +109,11 @@ def overlooked(album: Path) -> None:
 PLANTED = {
     "the source itself": (lambda album: shutil.copy(album / "sources" / "a.png", album / "results" / "a.png"), "near copy"),
     "a disguised copy": (recompressed, "a.png: face near x"),
+    "a blurred copy": (blurred, "it is the source's face, blurred"),
+    "a blurred face at the border": (blurred_at_the_border, "nothing can replace it, and no solid shape covers it"),
     "another source": (swapped, "trip/b.jpg: it is pixel for pixel the source a.png"),
     "another size": (another_size, "the result is 220x200 but its source is 220x220"),
+    "transparency": (with_transparency, "a.png: the file holds transparency, which can show a face on another background"),
     "metadata": (with_exif, "trip/b.jpg: the file holds EXIF"),
     "a face left beside": (overlooked, "near copy"),
     "a lost result": (lambda album: (album / "results" / "a.png").unlink(), "a.png: it has no result"),
