@@ -49,6 +49,8 @@ class InpaintCond:
 
     `context` (B, T, CONTEXT_WIDTH); `mask` (B, 1, h, w), 1 = regenerate; `masked_latent` (B, 4, h, w), the scaled latent
     of the image with the face hidden; `source_latent`, where given, is restored outside the mask at every step.
+    `plain_latent`, where given, takes the place of `masked_latent` below the noise level `drawn_until`: the same image
+    without a drawing in the hole.
     `opposite`, a context where given, is what the result moves away from: classifier-free guidance by `emphasis` (1 = none).
     """
 
@@ -58,6 +60,8 @@ class InpaintCond:
     source_latent: Tensor | None = None
     opposite: Tensor | None = None
     emphasis: float = 1.0
+    plain_latent: Tensor | None = None
+    drawn_until: float = 0.0
 
 
 class AttributeTokens(nn.Module):
@@ -121,7 +125,8 @@ class DemoModel:
         """Predicted clean latent for `x` (B, 4, h, w) = latent + sigma * noise; `sigma` (B,). v-prediction."""
         sigma_ = sigma.view(-1, 1, 1, 1)
         unit = (sigma_**2 + 1).sqrt()
-        inputs = torch.cat([x / unit, cond.mask, cond.masked_latent], dim=1)
+        drawn = cond.plain_latent is None or float(sigma[0]) >= cond.drawn_until
+        inputs = torch.cat([x / unit, cond.mask, cond.masked_latent if drawn else cond.plain_latent], dim=1)
         v = self._velocity(inputs, sigma, cond.context)
         if cond.opposite is not None:
             away = self._velocity(inputs, sigma, cond.opposite)

@@ -76,6 +76,7 @@ class Settings:
     eta: float = 1.0
     start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
     describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
+    drawn: float = 1.0  # share of the steps in which the model sees the drawing; after them it is free in the details
     proportions: float = 1.0  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
     same_seed: bool = False  # one seed for every face, as the reference does
     own_seed: bool = False  # add a number of the picture's own to the seed, so that a person's pictures share no noise
@@ -285,8 +286,13 @@ class Anonymizer:
         if settings.describe:
             told, opposite = new_face_attributes(crop, target, settings.attributes, settings.keep_attributes, self.encoder)
             away = model.tokens.encode(opposite) if opposite is not None and settings.emphasis > 1 else None
-        cond = InpaintCond(model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis)
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
+        plain, until = None, 0.0
+        if settings.describe and settings.drawn < 1:
+            plain, until = model.encode(hide_face(source, mask.core)), float(sigmas[round(settings.drawn * settings.steps)])
+        cond = InpaintCond(
+            model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis, plain, until * 1.001
+        )
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
         terms = self._terms(crop, mask, target, settings)
