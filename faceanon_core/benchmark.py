@@ -19,7 +19,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from .errors import InputError
 from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from .sampling import Guidance, Step, sample_guided, seeded_noise
 from .weights import ASSETS
+
+if TYPE_CHECKING:
+    from .vision_encoders import VisionEncoder
 
 CASES = ("demo", "sd15")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,6 +51,7 @@ _VIT_B16 = {
 }  # fmt: skip
 
 Decoder = Callable[[Tensor], Tensor]
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,7 @@ class Networks:
     decode: Decoder  # the full VAE in float32, as the reference guides
     own_decode: Decoder  # ... in the case's precision
     small_decode: Decoder  # the one our guidance uses: TAESD, or the demo VAE in bfloat16 where the machine has it
-    encoder: AttributeEncoder  # in float32
-    own_encoder: AttributeEncoder  # in the case's precision
+    encoder: AttributeEncoder
     latent: Tensor  # (1, 4, h, w)
     size_px: int
     precision: str  # in words
@@ -168,15 +171,15 @@ def sampling_ways(networks: Networks) -> list[Way]:
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(1, 3, networks.size_px, networks.size_px, generator=generator).to(networks.device)
 
-    def guidance(decode: Decoder, encoder: AttributeEncoder, **changes: Any) -> CombinedGuidance:
+    def guidance(decode: Decoder, **changes: Any) -> CombinedGuidance:
         settings = GuidanceSettings(**changes)
-        return CombinedGuidance(decode, [AttributeTerm(encoder, settings, image)], settings.reuse)
+        return CombinedGuidance(decode, [AttributeTerm(networks.encoder, settings, image)], settings.reuse)
 
     def full() -> CombinedGuidance:
-        return guidance(networks.decode, networks.encoder, end=1.0, reuse=1, normalise=False)
+        return guidance(networks.decode, reuse=1, normalise=False, exact=True)
 
     def ours() -> CombinedGuidance:
-        return guidance(networks.small_decode, networks.own_encoder)
+        return guidance(networks.small_decode)
 
     ways = [
         Way("unguided", lambda: None),
@@ -184,9 +187,9 @@ def sampling_ways(networks: Networks) -> list[Way]:
         Way("+ target features kept", full),
     ]
     if networks.own_decode is not networks.decode:
-        reduced = partial(guidance, networks.own_decode, networks.own_encoder, end=1.0, reuse=1)
-        ways.append(Way("+ guidance in the U-Net's precision", reduced))
-    small = partial(guidance, networks.small_decode, networks.own_encoder, end=1.0, reuse=1)
+        reduced = partial(guidance, networks.own_decode, reuse=1)
+        ways.append(Way(f"+ guidance in {networks.precision}", reduced))
+    small = partial(guidance, networks.small_decode, reuse=1)
     return [
         *ways,
         Way("+ small decoder: TAESD (sd15), bf16 (demo)", small),
@@ -226,6 +229,13 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def timed(work: Work, device: torch.device) -> float:
+    """Seconds that `work` takes on the device."""
+    began = now(device)
+    work()
+    return now(device) - began
+
+
 @contextmanager
 def watch_memory(device: torch.device, every_s: float = 0.02) -> Iterator[list[float]]:
     """Peak of memory in a block above what was in use at its start, MB, in a list of one number.
@@ -247,12 +257,11 @@ def watch_memory(device: torch.device, every_s: float = 0.02) -> Iterator[list[f
 
 @contextmanager
 def _watch_process(every_s: float) -> Iterator[list[float]]:
-    _return_freed_memory()
-    start, peak, ended = resident_mb(), [0.0], threading.Event()
+    start, peak, ended = settled_mb(), [0.0], threading.Event()
 
     def watch() -> None:
         while not ended.wait(every_s):
-            peak[0] = max(peak[0], resident_mb() - start)
+            peak[0] = max(peak[0], _resident_mb() - start)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -263,15 +272,20 @@ def _watch_process(every_s: float) -> Iterator[list[float]]:
         thread.join()
 
 
-def _return_freed_memory() -> None:
-    """Else what an earlier run freed is used again, and this one seems to need nothing. glibc alone can."""
+def settled_mb() -> float:
+    """Resident memory of this process, MB, once what was freed is given back to the system, which glibc alone can.
+
+    Else the next run would use it again and seem to need nothing.
+
+    Raises: InputError where the system does not tell.
+    """
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+    return _resident_mb()
 
 
-def resident_mb() -> float:
-    """Resident memory of this process. Raises: InputError where the system does not tell."""
+def _resident_mb() -> float:
     path = Path("/proc/self/statm")
     if not path.is_file():
         raise InputError("memory is measured through /proc, which this system does not have; run the benchmark on Linux")
@@ -308,12 +322,24 @@ def _demo(device: torch.device) -> Networks:
     own = "bf16" if has_native_bfloat16(device) else "fp32"
     return Networks(
         lambda x, sigma, emphasis: model.denoise(x, sigma, emphasised if emphasis else plain),
-        decode, decode, model.decode_rough, encoder, encoder, latent, model.size_px, f"U-Net and guidance {own}",
+        decode, decode, model.decode_rough, encoder, latent, model.size_px, f"U-Net and guidance {own}",
         {"U-Net": _size_mb(model.unet), "VAE": _size_mb(model.vae), "encoder of the guidance": _size_mb(encoder)},
     )  # fmt: skip
 
 
-def _sd15(precision: str, device: torch.device) -> Networks:
+@dataclass(frozen=True)
+class Sd15:
+    """SD-1.5-shaped networks with random weights, frozen, on one device."""
+
+    unet: Any
+    vae: Any
+    tiny: Any  # TAESD
+    exact_vae: Any  # in float32
+    encoder: VisionEncoder  # in float32; the guidance has it compute in bf16 where the machine has it
+
+
+def build_sd15(precision: str, device: torch.device) -> Sd15:
+    """Raises: InputError without transformers."""
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
     try:
@@ -327,26 +353,37 @@ def _sd15(precision: str, device: torch.device) -> Networks:
     dtype = PRECISIONS[precision]
     with device:  # a GPU draws a billion random weights in no time
         unet, vae, tiny = UNet2DConditionModel(**_SD15_UNET), AutoencoderKL(**_SD15_VAE), AutoencoderTiny()
-    vit = CLIPVisionModel(CLIPVisionConfig(**_VIT_B16))
+    vit = CLIPVisionModel(CLIPVisionConfig(**_VIT_B16))  # on the CPU, where its strength is found
     encoder = VisionEncoder(vit, 224, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     for network in (unet, vae, tiny, encoder):
         nn.Module.to(network.eval().requires_grad_(False), device)
-    own_vae, own_encoder = (copy.deepcopy(vae), copy.deepcopy(encoder)) if dtype != torch.float32 else (vae, encoder)
-    for network in (unet, own_vae, tiny, own_encoder.network):
+    exact_vae = vae if dtype == torch.float32 else copy.deepcopy(vae)
+    for network in (unet, vae, tiny):
         nn.Module.to(network, dtype)
-    decode = _decoder(vae, _SD15_SCALE)
+    return Sd15(unet, vae, tiny, exact_vae, encoder)
+
+
+def _sd15(precision: str, device: torch.device) -> Networks:
+    built = build_sd15(precision, device)
+    decode = sd15_decoder(built.exact_vae)
+    own_decode = decode if built.vae is built.exact_vae else sd15_decoder(built.vae)
+    weights = {
+        "U-Net": _size_mb(built.unet), "VAE": _size_mb(built.vae), "TAESD": _size_mb(built.tiny),
+        "encoder of the guidance": _size_mb(built.encoder),
+    }  # fmt: skip
     return Networks(
-        _sd15_denoiser(unet, device), decode, decode if own_vae is vae else _decoder(own_vae, _SD15_SCALE),
-        _decoder(tiny), encoder, own_encoder, torch.randn(1, 4, 64, 64).to(device), 512, precision,
-        {
-            "U-Net": _size_mb(unet), "VAE": _size_mb(own_vae), "TAESD": _size_mb(tiny),
-            "encoder of the guidance": _size_mb(own_encoder),
-        },
+        sd15_denoiser(built.unet, device), decode, own_decode, tiny_decoder(built.tiny), built.encoder,
+        torch.randn(1, 4, 64, 64).to(device), 512, precision, weights,
     )  # fmt: skip
 
 
-def _decoder(vae: Any, scale: float = 1.0) -> Decoder:
-    """Latent -> image about 0..1, in float32 whatever the weights are."""
+def sd15_decoder(vae: Any) -> Decoder:
+    """Scaled latent -> image about 0..1, in float32 whatever the weights are."""
+    return tiny_decoder(vae, _SD15_SCALE)
+
+
+def tiny_decoder(vae: Any, scale: float = 1.0) -> Decoder:
+    """The same for TAESD, which takes latents as they are."""
 
     def decode(latent: Tensor) -> Tensor:
         image: Tensor = vae.decode((latent / scale).to(vae.dtype)).sample.float()
@@ -355,7 +392,7 @@ def _decoder(vae: Any, scale: float = 1.0) -> Decoder:
     return decode
 
 
-def _sd15_denoiser(unet: Any, device: torch.device) -> Callable[[Tensor, Tensor, Any], Tensor]:
+def sd15_denoiser(unet: Any, device: torch.device) -> Callable[[Tensor, Tensor, Any], Tensor]:
     """eps-prediction; with emphasis both contexts go through the U-Net as one batch, as ComfyUI does."""
     context = torch.randn(2, 77, 768).to(device, unet.dtype)
     surroundings = torch.cat([torch.ones(1, 1, 64, 64), torch.randn(1, 4, 64, 64)], dim=1).to(device)

@@ -74,14 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("-o", "--output", type=Path, help="folder (default: ~/.faceanon, or what FACEANON_MODELS names)")
     download.set_defaults(run=_run_download)
     add_evaluate(verbs)
-    benchmark = verbs.add_parser("benchmark", help="measure what guidance costs on this machine, as a table")
+    benchmark = verbs.add_parser("benchmark", help="measure on this machine what guidance and the rest cost, as tables")
     benchmark.add_argument(
-        "case", choices=("demo", "sd15"), help="the shipped model, or SD-1.5-shaped random weights, 512 px"
+        "case", choices=("demo", "sd15", "levers", "solvers", "pipeline"),
+        help="guidance with the shipped model or SD-1.5-shaped random weights at 512 px; each lever alone; solvers with "
+        "fewer steps; the rest of the pipeline",
+    )  # fmt: skip
+    benchmark.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of sd15 and levers (default: fp32)")
+    benchmark.add_argument(
+        "--steps", type=int, default=20, help="of each image of demo and sd15 (default: 20; 6 has about the same shares)"
     )
-    benchmark.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of sd15 (default: fp32)")
-    benchmark.add_argument("--steps", type=int, default=20, help="of each image (default: 20; 6 has about the same shares)")
-    benchmark.add_argument("--runs", type=int, default=3, help="of each way, in turn (default: 3)")
-    benchmark.add_argument("--short", action="store_true", help="unguided and ours alone, without the ways that take long")
+    benchmark.add_argument("--runs", type=int, default=3, help="of each line (default: 3)")
+    benchmark.add_argument("--short", action="store_true", help="of demo and sd15 unguided and ours alone, which is quicker")
     benchmark.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
     benchmark.set_defaults(run=_run_benchmark)
     demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
@@ -211,24 +215,43 @@ def _run_download(options: argparse.Namespace) -> int:
 
 
 def _run_benchmark(options: argparse.Namespace) -> int:
-    from .benchmark import benchmark
-
-    lines = benchmark(options.case, options.precision, options.steps, options.runs, options.short, options.device)
-    for line in lines:
+    for line in _benchmark(options):
         _say(line, sys.stdout)
     return 0
+
+
+def _benchmark(options: argparse.Namespace) -> list[str]:
+    if options.case == "levers":
+        from .benchmark_levers import benchmark_levers
+
+        return benchmark_levers(options.precision, options.runs, options.device)
+    if options.case == "solvers":
+        from .benchmark_solvers import benchmark_solvers
+
+        return benchmark_solvers(options.device)
+    if options.case == "pipeline":
+        from .benchmark_pipeline import benchmark_pipeline
+
+        return benchmark_pipeline(_demo_portrait(), options.runs, options.device)
+    from .benchmark import benchmark
+
+    return benchmark(options.case, options.precision, options.steps, options.runs, options.short, options.device)
+
+
+def _demo_portrait() -> Any:
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise InputError('the demo portrait comes with scikit-image: pip install "faceanon[demo]"') from error
+    return astronaut()
 
 
 def _run_demo(options: argparse.Namespace) -> int:
     import numpy as np
 
-    try:
-        from skimage.data import astronaut
-    except ImportError as error:
-        raise InputError('the demo portrait comes with scikit-image: pip install "faceanon[demo]"') from error
+    before = _demo_portrait()
     refuse_existing(options.output)
     refuse_unwritable(options.output)
-    before = astronaut()
     result = _open_anonymizer(options).anonymize(before, _settings(options), _bar())
     save_picture(Picture(np.hstack([before, result.pixels])), options.output)
     _say(f"wrote {options.output}: before on the left, after on the right", sys.stdout)

@@ -34,10 +34,11 @@ class AttributeEncoder(Protocol):
     """What the guidance needs of an encoder.
 
     `unit_strength` is w_opt of METHOD.md at which this encoder's default guidance is neither too weak nor too strong;
-    the user's strength 1 means this much.
+    the user's strength 1 means this much. `large` says whether to compute in bfloat16 where the machine has it.
     """
 
     unit_strength: float
+    large: bool
 
     def features(self, image: Tensor, normalise: bool = True) -> Tensor:
         """Token features.
@@ -59,7 +60,8 @@ class DemoEncoder(nn.Module):
 
     image_px = 128
     width = 192
-    unit_strength = 2.5
+    unit_strength = 1.25  # twice as much stains faces
+    large = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ from . import geometry
 from .encoder import ENCODER_LANDMARKS
 from .guidance import Term, TermSettings, rows_of
 
-IDENTITY_UNIT = 40.0  # gradients about as long as the attribute term's
-POSE_UNIT = 800.0
+IDENTITY_UNIT = 20.0  # gradients about as long as the attribute term's
+POSE_UNIT = 400.0
 
 
 class Recognition(Protocol):

@@ -336,7 +336,7 @@ class _ComfyEncoder:
     """An AttributeEncoder that works inside ComfyUI's inference mode."""
 
     def __init__(self, patcher: Any) -> None:
-        self.unit_strength = patcher.model.unit_strength
+        self.unit_strength, self.large = patcher.model.unit_strength, patcher.model.large
         self._features = _Differentiable(patcher.model, "features")
         self._device = patcher.load_device
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faceanon_core.cli import main
+from faceanon_core.diffusion import has_native_bfloat16
 from faceanon_core.errors import WeightsError
 from faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from faceanon_core.target import gallery_index, gallery_target
@@ -120,6 +121,17 @@ def test_strength_1_pulls_as_hard_as_with_the_demo_encoder(farl, anonymizer, cro
         guidance = CombinedGuidance(anonymizer.model.decode, [AttributeTerm(encoder, GuidanceSettings(), target)])
         norms.append(float(guidance.gradient(latent, 0.0)[0].norm()))
     assert 0.2 < norms[1] / norms[0] < 5
+
+
+def test_a_large_encoder_guides_in_bfloat16_where_that_is_faster_unless_exactly_asked(farl, anonymizer, crop) -> None:
+    latent, target = anonymizer.model.encode(crop.tensor), gallery_target(min(gallery_index())).image
+    quick, exact = (
+        CombinedGuidance(anonymizer.model.decode, [AttributeTerm(farl[1], GuidanceSettings(exact=exact), target)])
+        for exact in (False, True)
+    )
+    found, wanted = quick.gradient(latent, 0.0)[0], exact.gradient(latent, 0.0)[0]
+    assert float(F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0)) > 0.98
+    assert torch.equal(found, wanted) != has_native_bfloat16(latent.device)
 
 
 def small_clip(folder: Path, **changes: Any) -> Any:

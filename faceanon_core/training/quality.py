@@ -73,12 +73,14 @@ def measure_quality(
     """
     out.mkdir(parents=True, exist_ok=True)
     faces, settings = FaceSet(root, "test"), run_settings(fast or Settings())
-    wanted = {(run, i): settings[run] for i in shuffled(faces, limit) for run in RUNS}
+    rng, chosen = np.random.default_rng(0), shuffled(faces, limit)
+    # face by face, since time may run out; runs in random order, so that no worker gets all of the slow ones
+    wanted = {(RUNS[run], i): settings[RUNS[run]] for i in chosen for run in rng.permutation(len(RUNS))}
     files = {job: result_file(out, faces, job, each) for job, each in wanted.items()}
     with Crew(workers or usable_cores()) as crew:
         made = make_missing(root, files, wanted, crew, minutes, device)
         judged = crew.spread(partial(_judge_share, root, recogniser, settings["fast"]), made)
-    rows = [[judged[run, i] for run in RUNS] for i in shuffled(faces, limit) if all((run, i) in judged for run in RUNS)]
+    rows = [[judged[run, i] for run in RUNS] for i in chosen if all((run, i) in judged for run in RUNS)]
     figures = compare(rows)
     (out / "quality.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     (out / "quality.md").write_text(table(figures), encoding="utf-8")
