@@ -173,7 +173,7 @@ def sampling_ways(networks: Networks) -> list[Way]:
 
     def guidance(decode: Decoder, **changes: Any) -> CombinedGuidance:
         settings = GuidanceSettings(**changes)
-        return CombinedGuidance(decode, [AttributeTerm(networks.encoder, settings, image)], settings.reuse)
+        return CombinedGuidance(decode, [AttributeTerm(networks.encoder, settings, image)], settings.reuse, settings.limit)
 
     def full() -> CombinedGuidance:
         return guidance(networks.decode, reuse=1, normalise=False, exact=True)

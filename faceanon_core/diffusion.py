@@ -49,7 +49,7 @@ class InpaintCond:
 
     `context` (B, T, CONTEXT_WIDTH); `mask` (B, 1, h, w), 1 = regenerate; `masked_latent` (B, 4, h, w), the scaled latent
     of the image with the face hidden; `source_latent`, where given, is restored outside the mask at every step.
-    `plain_latent`, where given, takes the place of `masked_latent` below the noise level `drawn_until`: the same image
+    `plain_latent`, where given, takes the place of `masked_latent` below the noise level `plain_below`: the same image
     without a drawing in the hole.
     `opposite`, a context where given, is what the result moves away from: classifier-free guidance by `emphasis` (1 = none).
     """
@@ -61,7 +61,7 @@ class InpaintCond:
     opposite: Tensor | None = None
     emphasis: float = 1.0
     plain_latent: Tensor | None = None
-    drawn_until: float = 0.0
+    plain_below: float = 0.0
 
 
 class AttributeTokens(nn.Module):
@@ -125,8 +125,10 @@ class DemoModel:
         """Predicted clean latent for `x` (B, 4, h, w) = latent + sigma * noise; `sigma` (B,). v-prediction."""
         sigma_ = sigma.view(-1, 1, 1, 1)
         unit = (sigma_**2 + 1).sqrt()
-        drawn = cond.plain_latent is None or float(sigma[0]) >= cond.drawn_until
-        inputs = torch.cat([x / unit, cond.mask, cond.masked_latent if drawn else cond.plain_latent], dim=1)
+        hidden = cond.masked_latent
+        if cond.plain_latent is not None and float(sigma[0]) < cond.plain_below:
+            hidden = cond.plain_latent
+        inputs = torch.cat([x / unit, cond.mask, hidden], dim=1)
         v = self._velocity(inputs, sigma, cond.context)
         if cond.opposite is not None:
             away = self._velocity(inputs, sigma, cond.opposite)
@@ -144,6 +146,10 @@ class DemoModel:
     def sigmas(self, steps: int) -> Tensor:
         """Decreasing noise levels of `steps` steps, (steps + 1,), the last one 0; uniform in training time."""
         return torch.from_numpy(schedule_sigmas(steps))
+
+    def sigma_at(self, progress: float) -> float:
+        """Noise level at a share 0..1 of the schedule, as ComfyUI's percent_to_sigma counts it."""
+        return float(self._log_sigmas[round((1 - progress) * (len(self._log_sigmas) - 1))].exp())
 
     def _reduced(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=has_native_bfloat16(self.device))

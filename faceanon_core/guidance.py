@@ -22,6 +22,7 @@ from .errors import AnonymizationError, InputError
 Tokens = Literal["all", "class", "patches", "region"]
 CHUNK_PX = 512 * 512  # decoded pixels that are differentiated at once; a large VAE needs gigabytes for these
 REUSE = 3  # gradients of steps in a row hardly differ; at 4 some faces lose a seventh of the effect, at 6 half of it
+LIMIT = 0.2  # root mean square of a pull, in shares of the noise its step adds; beyond, faces get stains and burn out
 _PX_PER_LATENT = 64  # the VAEs of SD 1.x, SD 2 and SDXL, and the demo model's: 8 by 8
 
 
@@ -58,11 +59,14 @@ class GuidanceSettings(TermSettings):
     normalise: bool = True  # scale the encoder's input its own way; the reference does not
     reuse: int = REUSE  # guided steps that one gradient serves, of all terms together; 1 in the paper
     exact: bool = False  # the gradient in float32, as in the paper, where bfloat16 would be faster
+    limit: float | None = LIMIT  # longest pull of all terms together; None sets none, as in the paper
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reuse < 1:
             raise InputError(f"guidance reuse must be at least 1, got {self.reuse}")
+        if self.limit == 0:
+            raise InputError("a guidance limit of 0 lets nothing through; use a strength of 0 to switch the guidance off")
 
 
 class Term(ABC):
@@ -137,13 +141,15 @@ class CombinedGuidance:
     Args:
         decode: D, latent (B, C, h, w) -> image (B, 3, H, W), about 0..1; differentiable.
         reuse: guided steps in a row that one gradient serves.
+        limit: see `GuidanceSettings.limit`; a longer gradient of a face is shortened to it.
         chunk_px: decoded pixels handled at once, at least one face; memory grows with it, the result stays the same.
     """
 
     def __init__(
-        self, decode: Callable[[Tensor], Tensor], terms: Sequence[Term], reuse: int = 1, chunk_px: int = CHUNK_PX
-    ) -> None:
-        self.decode, self.terms, self.reuse, self.chunk_px = decode, terms, reuse, chunk_px
+        self, decode: Callable[[Tensor], Tensor], terms: Sequence[Term], reuse: int = 1, limit: float | None = None,
+        chunk_px: int = CHUNK_PX,
+    ) -> None:  # fmt: skip
+        self.decode, self.terms, self.reuse, self.limit, self.chunk_px = decode, terms, reuse, limit, chunk_px
         self._held: Tensor | None = None  # the last gradient
         self._acting: list[Term] = []  # the terms it is of
         self._served = 0  # how many steps it served
@@ -194,7 +200,15 @@ class CombinedGuidance:
         if not bool(torch.isfinite(gradient).all()):
             raise AnonymizationError("the guidance gradient is not finite; lower the strength or use float32 weights")
         readout = {name: float(torch.cat([parts[name] for parts in readouts]).mean()) for name in readouts[0]}
-        return gradient * scale, readout
+        return _shortened(gradient * scale, self.limit), readout
+
+
+def _shortened(gradient: Tensor, limit: float | None) -> Tensor:
+    """Each face's gradient (B, C, h, w), shortened where its root mean square exceeds `limit`."""
+    if limit is None:
+        return gradient
+    length = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return gradient * (limit / length.clamp_min(limit))
 
 
 def _check_counts(terms: list[Term], count: int) -> None:

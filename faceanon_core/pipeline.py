@@ -39,7 +39,7 @@ from .recognition import RecognitionNetwork
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .retry import TRY_SEED, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
-from .sketch import face_sketch, hide_face
+from .sketch import DRAWN, face_sketch, hide_face
 from .target import (
     Target,
     choose_target,
@@ -76,7 +76,7 @@ class Settings:
     eta: float = 1.0
     start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
     describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
-    drawn: float = 1.0  # share of the steps in which the model sees the drawing; after them it is free in the details
+    drawn: float = DRAWN  # share of the steps, from the first, in which the model sees the drawing
     proportions: float = 1.0  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
     same_seed: bool = False  # one seed for every face, as the reference does
     own_seed: bool = False  # add a number of the picture's own to the seed, so that a person's pictures share no noise
@@ -90,6 +90,8 @@ class Settings:
             raise InputError(f"steps must be 1 to 1000, got {self.steps}")
         if not 1 <= self.emphasis <= 20:
             raise InputError(f"emphasis must be 1 to 20, got {self.emphasis}")
+        if not 0 <= self.drawn <= 1:
+            raise InputError(f"drawn must be 0 to 1, got {self.drawn}")
         if not 0 <= self.proportions <= 2:
             raise InputError(f"proportions must be 0 to 2, got {self.proportions}")
         if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
@@ -111,7 +113,7 @@ def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
     Args:
         unit_strength: the encoder's, divided out so that w_opt is 0.8 itself.
     """
-    guidance = GuidanceSettings(strength=0.8 / unit_strength, normalise=False, reuse=1, exact=True)
+    guidance = GuidanceSettings(strength=0.8 / unit_strength, normalise=False, reuse=1, exact=True, limit=None)
     return Settings(guidance=guidance, steps=45, seed=seed, describe=False, same_seed=True)
 
 
@@ -288,17 +290,15 @@ class Anonymizer:
             told, opposite = new_face_attributes(crop, target, settings.attributes, settings.keep_attributes, self.encoder)
             away = model.tokens.encode(opposite) if opposite is not None and settings.emphasis > 1 else None
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
-        plain, until = None, 0.0
+        cond = InpaintCond(model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis)
         if settings.describe and settings.drawn < 1:
-            plain, until = model.encode(hide_face(source, mask.core)), float(sigmas[round(settings.drawn * settings.steps)])
-        cond = InpaintCond(
-            model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis, plain, until * 1.001
-        )
+            plain = model.encode(hide_face(source, mask.core))
+            cond = replace(cond, plain_latent=plain, plain_below=model.sigma_at(settings.drawn))
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
         terms = self._terms(crop, mask, target, settings)
         decode = model.decode if settings.guidance.exact else model.decode_rough
-        guidance = CombinedGuidance(decode, terms, settings.guidance.reuse)
+        guidance = CombinedGuidance(decode, terms, settings.guidance.reuse, settings.guidance.limit)
         latent = self.sampler(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()

@@ -15,6 +15,9 @@ from .geometry import FloatArray
 from .image import pixels_to_tensor
 from .light import Plane, paint_light
 
+# Share of the schedule, from the noisiest step, in which the model is shown the drawing. These steps settle pose and
+# expression; afterwards it is free to finish the features as faces have them, which both looks right and hides the source.
+DRAWN = 0.28
 _SHIFT = 4  # sub-pixel bits of OpenCV's drawing calls
 _LINES: tuple[tuple[tuple[int, ...], bool, tuple[int, int, int]], ...] = (
     (geometry.FACE_OVAL, True, (150, 110, 110)),

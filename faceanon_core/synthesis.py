@@ -26,7 +26,7 @@ from .parsing import LandmarkParser
 from .proportions import change_proportions
 from .regions import RegionChoice, latent_mask, region_mask
 from .sampling import sample_guided, seeded_noise
-from .sketch import face_sketch, hide_face
+from .sketch import DRAWN, face_sketch, hide_face
 from .target import Target, source_attributes
 from .weights import ASSETS
 
@@ -47,9 +47,11 @@ class Candidate:
 def random_pose(attributes: Attributes, seed: int) -> FloatArray:
     """Landmarks (478, 2) of a frontal face that belongs to nobody, in pixels of a 256 px crop.
 
-    The mean of many faces (of children where a child is asked for) with other proportions and another outline.
+    The mean of many faces (of children where a child is asked for, of smiling adults where a smile is) with other
+    proportions and another outline.
     """
-    pose = _mean_poses()["child" if attributes.get("age") in ("baby", "child") else "adult"]
+    kind = "smile" if attributes.get("expression") in ("smile", "open-mouth") else "adult"
+    pose = _mean_poses()["child" if attributes.get("age") in ("baby", "child") else kind]
     middle = pose.mean(0)
     stretch = 1 + np.random.default_rng([seed, 1]).uniform(-0.05, 0.05, 2)
     stretched = ((pose - middle) * stretch + middle).astype(np.float32)
@@ -58,7 +60,7 @@ def random_pose(attributes: Attributes, seed: int) -> FloatArray:
 
 @cache
 def _mean_poses() -> dict[str, FloatArray]:
-    """Mean landmarks (478, 2) of frontal training faces, "adult" and "child"; `... training poses` makes them."""
+    """Mean landmarks (478, 2) of frontal training faces: "adult", "child" and "smile"; `... training poses` makes them."""
     return load_file(ASSETS / "poses.safetensors")
 
 
@@ -174,7 +176,10 @@ def inpaint(
     def twice(x: Tensor) -> Tensor:
         return x.repeat(2, 1, 1, 1)
 
-    both = InpaintCond(context, twice(hole), twice(masked), twice(source))
+    plain = model.encode(hide_face(image, core))
+    both = InpaintCond(
+        context, twice(hole), twice(masked), twice(source), plain_latent=twice(plain), plain_below=model.sigma_at(DRAWN)
+    )
 
     def denoise(x: Tensor, sigma: Tensor, _: object) -> Tensor:
         plain, asked = model.denoise(twice(x), sigma.repeat(2), both).chunk(2)

@@ -174,13 +174,12 @@ def measured_attributes(crop: FaceCrop) -> Attributes:
 
 
 def fitting_attributes(source: FaceCrop, predicted: Attributes) -> Attributes:
-    """What an automatically chosen target shares with its source: sex and age as the encoder sees them, measured skin.
+    """What an automatically chosen target shares with its source: sex and age as the encoder sees them, the measured rest.
 
     Args:
         predicted: values of `DemoEncoder.predict` for this crop.
     """
-    skin = crop_skin_tone(source.pixels, source.landmarks)
-    return {"sex": predicted["sex"], "age": predicted["age"], "skin": skin}
+    return {"sex": predicted["sex"], "age": predicted["age"], **measured_attributes(source)}
 
 
 def choose_target(

@@ -391,7 +391,7 @@ def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> CombinedGuidanc
     images = [None if value is None else value.clone() for value in (spec.target, spec.source, spec.region)]
     attributes = AttributeTerm(_ComfyEncoder(spec.encoder), spec.settings, *images)
     terms = [attributes, *(term.build() for term in spec.more)]
-    return CombinedGuidance(_decode(vae, model), terms, spec.settings.reuse)
+    return CombinedGuidance(_decode(vae, model), terms, spec.settings.reuse, spec.settings.limit)
 
 
 def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:

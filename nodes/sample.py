@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import GuidanceSettings
+from ..faceanon_core.sketch import DRAWN
 from .convert import ASKED_SKIN, CATEGORY, check_side, from_mask, match_batch
 
 _SEED = {
@@ -68,12 +69,26 @@ class InpaintFaces:
                     "INT",
                     {**_SEED, "control_after_generate": False, "tooltip": "Another number, other proportions."},
                 ),
-            }
+            },
+            "optional": {
+                "drawn": (
+                    "FLOAT",
+                    {
+                        "default": DRAWN,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "Share of the steps, from the first, in which the model sees the sketch. Low: natural faces "
+                        "unlike the source. 1: pose and expression to the last line, but the source shows through.",
+                    },
+                )
+            },
         }
 
     def encode(
-        self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int
-    ) -> tuple[Any, Any, Any]:
+        self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int,
+        drawn: float = DRAWN,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         from ..faceanon_core.pipeline import new_face_light
         from ..faceanon_core.proportions import change_proportions
         from ..faceanon_core.regions import latent_mask
@@ -91,16 +106,25 @@ class InpaintFaces:
             rows = zip(sources, core.split(1), persons, strict=True)
             poses = [change_proportions(crop.landmarks, hole, seed + person, proportions) for crop, hole, person in rows]
             lights = [new_face_light(crop, positive[0][1].get(ASKED_SKIN)) for crop in sources]
-            drawn = [face_sketch(pose, images.shape[-1], light) for pose, light in zip(poses, lights, strict=True)]
-            filling = torch.cat(drawn)
+            sketches = [face_sketch(pose, images.shape[-1], light) for pose, light in zip(poses, lights, strict=True)]
+            filling = torch.cat(sketches)
         source = comfy_bridge.vae_encode(vae, images)
-        masked = comfy_bridge.vae_encode(vae, hide_face(images, core, filling))
         hole = latent_mask(core, source.shape[-1])
-        extra = {"concat_latent_image": masked, "concat_mask": hole}
+        shown: list[tuple[Tensor | float, dict[str, float]]] = [(filling, {})]
+        if sketch and drawn < 1:  # ComfyUI takes each where its part of the schedule is sampled
+            early, late = {"start_percent": 0.0, "end_percent": drawn}, {"start_percent": drawn, "end_percent": 1.0}
+            shown = [(filling, early), (0.5, late)]
+        extras = [
+            {"concat_latent_image": comfy_bridge.vae_encode(vae, hide_face(images, core, what)), "concat_mask": hole, **when}
+            for what, when in shown
+        ]
         latent = {"samples": source, "noise_mask": hole}
         if any(crop.person is not None for crop in sources):
             latent["batch_index"] = persons  # samplers then repeat each person's noise
-        return comfy_bridge.extend(positive, extra), comfy_bridge.extend(negative, extra), latent
+        positive, negative = (
+            [part for extra in extras for part in comfy_bridge.extend(cond, extra)] for cond in (positive, negative)
+        )
+        return positive, negative, latent
 
 
 class AttributeGuidance:

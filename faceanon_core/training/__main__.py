@@ -93,9 +93,11 @@ def _poses(options: argparse.Namespace) -> None:
     labels = _complete_labels(options.work, faces)
     frontal = np.array([_frontal(landmarks) for landmarks in faces.landmarks])
     child = np.array([known.get("age") in ("baby", "child") for known in labels])
+    smiling = np.array([known["expression"] == "smile" for known in labels])
     stored = {
         "adult": faces.landmarks[frontal & ~child].mean(0),
         "child": faces.landmarks[frontal & child].mean(0),
+        "smile": faces.landmarks[frontal & ~child & smiling].mean(0),
     }
     save_file(stored, options.work / "poses.safetensors")
 

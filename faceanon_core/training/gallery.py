@@ -16,7 +16,7 @@ from ..diffusion import DemoModel
 from ..encoder import DemoEncoder
 from ..faces import FaceDetector
 from ..image import load_picture, pixels_to_tensor, tensor_to_pixels
-from ..skin import crop_skin_tone
+from ..skin import crop_skin_tone, mouth_expression
 from ..synthesis import random_pose, synthesize
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,14 @@ WISHES: dict[str, Attributes] = {
     "nuri": {"sex": "male", "age": "child", "skin": "intermediate", "ethnicity": "asian"},
     "olu": {"sex": "male", "age": "senior", "skin": "dark", "ethnicity": "black"},
     "pia": {"sex": "female", "age": "teen", "skin": "very-light", "ethnicity": "white"},
+    "rosa": {"sex": "female", "age": "adult", "skin": "light", "ethnicity": "white", "expression": "smile"},
+    "sven": {"sex": "male", "age": "adult", "skin": "light", "ethnicity": "white", "expression": "smile"},
+    "tala": {"sex": "female", "age": "adult", "skin": "intermediate", "ethnicity": "asian", "expression": "smile"},
+    "umar": {"sex": "male", "age": "adult", "skin": "tan", "ethnicity": "latino", "expression": "smile"},
+    "vida": {"sex": "female", "age": "adult", "skin": "brown", "ethnicity": "black", "expression": "smile"},
+    "wole": {"sex": "male", "age": "adult", "skin": "dark", "ethnicity": "black", "expression": "smile"},
+    "xena": {"sex": "female", "age": "senior", "skin": "light", "ethnicity": "white", "expression": "smile"},
+    "yuri": {"sex": "male", "age": "senior", "skin": "intermediate", "ethnicity": "white", "expression": "smile"},
 }
 
 
@@ -46,7 +54,7 @@ def make_gallery(model: DemoModel, encoder: DemoEncoder, folder: Path, tries: in
     folder.mkdir(parents=True, exist_ok=True)
     with FaceDetector() as detector:
         for number, (name, wish) in enumerate(WISHES.items()):
-            asked = {**wish, "expression": "neutral", "glasses": "none"}
+            asked = {"expression": "neutral", **wish, "glasses": "none"}
             seeds = [1000 * number + attempt for attempt in range(tries)]
             images = synthesize(model, asked, [random_pose(wish, seed) for seed in seeds], seeds)
             candidates = []
@@ -76,8 +84,9 @@ def judge_gallery(encoder: DemoEncoder, folder: Path) -> None:
             known = {name: shown[name] for name in ("sex", "age", "ethnicity") if sure[name] >= 0.5}
             if known.get("age") != WISHES.get(path.stem, {}).get("age"):
                 known.pop("age", None)  # the encoder's age is right too seldom to stand alone
-            skin = crop_skin_tone(pixels, detector.detect(pixels)[0].landmarks)
-            index[path.stem] = known | {"skin": skin}
+            landmarks = detector.detect(pixels)[0].landmarks
+            measured = {"skin": crop_skin_tone(pixels, landmarks), "expression": mouth_expression(landmarks)}
+            index[path.stem] = known | measured
     (folder / "gallery.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
