@@ -122,7 +122,7 @@ class AttributeTerm(Term):
     def _encode(self, image: Tensor) -> Tensor:
         reduced = self._reduced and has_native_bfloat16(image.device)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=reduced):
-            return self.encoder.features(image, self.normalise).float()
+            return self.encoder.features(image, self.normalise).to(image.dtype)
 
     def losses(self, image: Tensor, faces: slice = slice(None)) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Term.losses`; "toward" and "away" are the distances from target and source."""

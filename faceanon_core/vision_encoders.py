@@ -52,7 +52,7 @@ class VisionEncoder(nn.Module):
         if image.shape[-2:] != size:
             image = F.interpolate(image, size, mode="bilinear", antialias=True)
         pixels = (image - self.mean) / self.spread if normalise else image * 2 - 1
-        tokens: Tensor = self.network(pixel_values=pixels).last_hidden_state.float()
+        tokens: Tensor = self.network(pixel_values=pixels).last_hidden_state
         return tokens
 
 
