@@ -78,8 +78,8 @@ class InpaintFaces:
                         "min": 0.0,
                         "max": 1.0,
                         "step": 0.01,
-                        "tooltip": "Share of the steps, from the first, in which the model sees the sketch. Low: natural faces "
-                        "unlike the source. 1: pose and expression to the last line, but the source shows through.",
+                        "tooltip": "Share of the steps, from the first, in which the model sees the sketch. Low: natural "
+                        "faces, unlike the source. 1: pose and expression to the last line, but the source shows through.",
                     },
                 )
             },
