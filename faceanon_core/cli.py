@@ -117,7 +117,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--away-identity", type=float, help="how hard, 0 = not at all (default: 1 with --identity-network)")
     parser.add_argument("--hold-pose", type=float, default=0.0, help="hold pose and expression, 1 = firmly (default: 0)")
     parser.add_argument(
-        "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 1)"
+        "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 0.5)"
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
     parser.add_argument(

@@ -60,7 +60,7 @@ class DemoEncoder(nn.Module):
 
     image_px = 128
     width = 192
-    unit_strength = 1.25  # twice as much stains faces
+    unit_strength = 10.0  # twice as much burns faces out
     large = False
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class RegionChoice:
 
     regenerate: tuple[str, ...] = ("face",)
     keep: tuple[str, ...] = ()
-    grow_px: float = 20.0  # outward growth of the regenerated area, before kept regions are cut out
+    grow_px: float = 28.0  # outward growth of the regenerated area, before kept regions are cut out
     feather_px: float = 12.0  # width of the soft seam outside the mask
 
 

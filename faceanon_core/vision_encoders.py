@@ -23,7 +23,7 @@ _IMAGENET_SCALING = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _DINO_PX = 224  # it was trained at 518 px last; its positions are interpolated, as is usual
 # width -> attention heads and activation of the published CLIPs, which the weights do not tell (B, L, H, bigG)
 _KNOWN_CLIPS = {768: (12, "quick_gelu"), 1024: (16, "quick_gelu"), 1280: (16, "gelu"), 1664: (16, "gelu")}
-_PULL = 8.8  # see `comparable_strength`
+_PULL = 62.5  # see `comparable_strength`
 
 
 class VisionEncoder(nn.Module):

@@ -57,7 +57,7 @@ class InpaintFaces:
                 "proportions": (
                     "FLOAT",
                     {
-                        "default": 1.0,
+                        "default": 0.5,
                         "min": 0.0,
                         "max": 2.0,
                         "step": 0.1,
