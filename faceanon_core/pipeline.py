@@ -54,6 +54,7 @@ from .weights import ASSETS, GALLERY
 
 log = logging.getLogger(__name__)
 
+AWAY = 0.25  # of the default guidance: hides the source, costs likeness of expression
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
 Status = Literal["anonymized", "redacted", "kept"]
@@ -64,7 +65,7 @@ class Settings:
     """How faces are replaced. The defaults are those the model card's figures were measured with."""
 
     regions: RegionChoice = field(default_factory=RegionChoice)
-    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    guidance: GuidanceSettings = field(default_factory=lambda: GuidanceSettings(away=AWAY))
     away_identity: TermSettings = OFF  # push off what a recognition network knows the source by
     hold_pose: TermSettings = OFF  # hold pose, expression and gaze at the source's
     target: str | None = None  # gallery name or picture file; None chooses from the gallery

@@ -204,10 +204,12 @@ def choose_target(
 
 def _agreement(shown: Attributes, wanted: Attributes) -> int:
     score = sum(_WEIGHT.get(key, 1) for key, value in wanted.items() if shown.get(key) == value)
-    if "skin" in wanted and "skin" in shown:
-        tones = BY_NAME["skin"].values
-        score -= abs(tones.index(wanted["skin"]) - tones.index(shown["skin"]))  # a near tone beats a far one
+    for name, weight in _ORDERED.items():
+        if name in wanted and name in shown:
+            values = BY_NAME[name].values
+            score -= weight * abs(values.index(wanted[name]) - values.index(shown[name]))  # a near one beats a far one
     return score
 
 
+_ORDERED = {"skin": 1, "expression": 2}  # the guidance pulls the mouth along: a neutral target takes a smile away
 _WEIGHT = {"sex": 4, "age": 2}  # a wrong sex or age shows more than a wrong hair colour
