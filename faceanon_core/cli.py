@@ -119,6 +119,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 0.5)"
     )
+    parser.add_argument(
+        "--drawn", type=float,
+        help="share of the steps, from the first, in which the model sees the drawing of pose and expression; 1 holds them "
+        "best and hides the person least (default: 0.28)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
     parser.add_argument(
         "--seed", type=_seed,
@@ -169,6 +174,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         attributes=parse_attributes(options.attributes),
         keep_attributes=preset.keep_attributes if options.keep_attributes is None else _names(options.keep_attributes),
         proportions=preset.proportions if options.proportions is None else options.proportions,
+        drawn=preset.drawn if options.drawn is None else options.drawn,
         emphasis=preset.emphasis if options.emphasis is None else options.emphasis,
         steps=preset.steps if options.steps is None else options.steps,
         seed=options.seed if isinstance(options.seed, int) else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,6 @@ class DemoModel:
         """Decreasing noise levels of `steps` steps, (steps + 1,), the last one 0; uniform in training time."""
         return torch.from_numpy(schedule_sigmas(steps))
 
-    def sigma_at(self, progress: float) -> float:
-        """Noise level at a share 0..1 of the schedule, as ComfyUI's percent_to_sigma counts it."""
-        return float(self._log_sigmas[round((1 - progress) * (len(self._log_sigmas) - 1))].exp())
-
     def _reduced(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=has_native_bfloat16(self.device))
 
@@ -204,6 +201,17 @@ def schedule_sigmas(steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     scheduler = EulerAncestralDiscreteScheduler(**SCHEDULE_CONFIG, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
     return np.asarray(scheduler.sigmas, np.float32)
+
+
+def last_sigma(sigmas: Tensor, share: float) -> float:
+    """Noise level of the last step that begins within the first `share` 0..1 of a schedule; infinite where none does.
+
+    Args:
+        sigmas: (steps + 1,), of the whole schedule.
+    """
+    steps = len(sigmas) - 1
+    begun = math.ceil(share * steps - 1e-6)  # 0.28 of 25 steps are 7, though the product is a bit more
+    return float(sigmas[begun - 1]) if begun else math.inf
 
 
 def _all_sigmas() -> np.ndarray[Any, np.dtype[np.float64]]:

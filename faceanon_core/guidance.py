@@ -208,7 +208,7 @@ def _shortened(gradient: Tensor, limit: float | None) -> Tensor:
     if limit is None:
         return gradient
     length = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    return gradient * (limit / length.clamp_min(limit))
+    return gradient * (limit / length).clamp(max=1)
 
 
 def _check_counts(terms: list[Term], count: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .attributes import Attributes, check_learned
 from .crop import FaceCrop, crop_face, stitch_face
-from .diffusion import DemoModel, InpaintCond
+from .diffusion import DemoModel, InpaintCond, last_sigma
 from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
@@ -294,7 +294,7 @@ class Anonymizer:
         cond = InpaintCond(model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis)
         if settings.describe and settings.drawn < 1:
             plain = model.encode(hide_face(source, mask.core))
-            cond = replace(cond, plain_latent=plain, plain_below=model.sigma_at(settings.drawn))
+            cond = replace(cond, plain_latent=plain, plain_below=last_sigma(sigmas, settings.drawn))
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
         terms = self._terms(crop, mask, target, settings)

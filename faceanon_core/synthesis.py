@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .attributes import LEARNED, Attributes, check_learned, describe
 from .crop import FaceCrop, crop_face
-from .diffusion import DemoModel, InpaintCond
+from .diffusion import DemoModel, InpaintCond, last_sigma
 from .encoder import DemoEncoder
 from .errors import InputError
 from .faces import FaceDetector
@@ -176,9 +176,9 @@ def inpaint(
     def twice(x: Tensor) -> Tensor:
         return x.repeat(2, 1, 1, 1)
 
-    plain = model.encode(hide_face(image, core))
+    sigmas, grey = model.sigmas(20), model.encode(hide_face(image, core))
     both = InpaintCond(
-        context, twice(hole), twice(masked), twice(source), plain_latent=twice(plain), plain_below=model.sigma_at(DRAWN)
+        context, twice(hole), twice(masked), twice(source), plain_latent=twice(grey), plain_below=last_sigma(sigmas, DRAWN)
     )
 
     def denoise(x: Tensor, sigma: Tensor, _: object) -> Tensor:
@@ -190,7 +190,6 @@ def inpaint(
     def noise(x: Tensor) -> Tensor:
         return torch.cat([draw(x[:1]) for draw in samplers])
 
-    sigmas = model.sigmas(20)
     latent = sample_guided(denoise, source + noise(source) * sigmas[0], sigmas, None, noise)
     with torch.no_grad():
         return model.decode(latent).clamp(0, 1)

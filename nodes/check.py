@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..faceanon_core.errors import AnonymizationError, NoFaceError, WeightsError
+from ..faceanon_core.sketch import DRAWN
 from .convert import CATEGORY, check_count, check_pair, from_image, one_by_one, to_pixels
 from .crop import StitchFaces
 from .folders import model_folders, weights_names, weights_path
@@ -155,7 +156,8 @@ class RetrySampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        hide, sampler = InpaintFaces.INPUT_TYPES()["required"], GuidedSampler.INPUT_TYPES()["required"]
+        inpaint, sampler = InpaintFaces.INPUT_TYPES(), GuidedSampler.INPUT_TYPES()["required"]
+        hide = inpaint["required"]
         return {
             "required": {
                 "image": ("IMAGE", {"tooltip": "The pictures the crops were cut from."}),
@@ -182,13 +184,14 @@ class RetrySampler:
                         "tooltip": "stop: the graph ends, nothing is saved. redact: solid grey covers the face.",
                     },
                 ),
-            }
+            },
+            "optional": inpaint["optional"],
         }
 
     def sample(
         self, image: Tensor, model: Any, vae: Any, positive: Any, negative: Any, crops: Any, mask: Tensor, seam: Tensor,
         guidance: Any, recogniser: Any, sketch: bool, proportions: float, seed: int, steps: int, cfg: float, scheduler: str,
-        denoise: float, tries: int, on_failure: str,
+        denoise: float, tries: int, on_failure: str, drawn: float = DRAWN,
     ) -> tuple[Tensor, str, list[Any]]:  # fmt: skip
         from ..faceanon_core.faces import FaceDetector
         from ..faceanon_core.judge import judge_face
@@ -203,7 +206,7 @@ class RetrySampler:
             strength, moved = push_harder(guidance.settings.strength, proportions, pushes)
             number = (seed + attempt * TRY_SEED) % _SEEDS
             pushed = replace(guidance, settings=replace(guidance.settings, strength=strength))
-            conditioning = InpaintFaces().encode(positive, negative, vae, crops, mask, sketch, moved, number)
+            conditioning = InpaintFaces().encode(positive, negative, vae, crops, mask, sketch, moved, number, drawn)
             sampler = comfy_bridge.guided_sampler(pushed, vae)
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
             return comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)

@@ -257,6 +257,16 @@ def extend(conditioning: Any, values: dict[str, Any]) -> Any:
     return node_helpers.conditioning_set_values(conditioning, values)
 
 
+def narrow(conditioning: Any, start: float, end: float) -> Any:
+    """CONDITIONING whose entries act in a part 0..1 of the schedule alone; those that never act in it are left out."""
+    narrowed = []
+    for tokens, values in conditioning:
+        begins, ends = max(start, values.get("start_percent", 0.0)), min(end, values.get("end_percent", 1.0))
+        if begins < ends:
+            narrowed.append([tokens, {**values, "start_percent": begins, "end_percent": ends}])
+    return narrowed
+
+
 @contextlib.contextmanager
 def ready_encoder(encoder: Any) -> Iterator[Any]:
     """The encoder's network, loaded; only for calls without gradient.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.guidance import GuidanceSettings
+from ..faceanon_core.guidance import LIMIT, GuidanceSettings
 from ..faceanon_core.sketch import DRAWN
 from .convert import ASKED_SKIN, CATEGORY, check_side, from_mask, match_batch
 
@@ -20,6 +20,9 @@ _SEED = {
     "tooltip": "Same seed, same face.",
 }
 
+# Share of the schedule by which the drawing goes early: ComfyUI counts both ends of a part in, and would mix the drawing and
+# grey at a step right on the border.
+_EARLIER = 1e-4
 _SCHEDULERS = ("sgm_uniform", "normal", "karras", "exponential", "simple", "ddim_uniform", "beta")
 
 
@@ -79,7 +82,7 @@ class InpaintFaces:
                         "max": 1.0,
                         "step": 0.01,
                         "tooltip": "Share of the steps, from the first, in which the model sees the sketch. Low: natural "
-                        "faces, unlike the source. 1: pose and expression to the last line, but the source shows through.",
+                        "faces unlike the source. 1: pose and expression are held best, but the source shows through!",
                     },
                 )
             },
@@ -89,10 +92,8 @@ class InpaintFaces:
         self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int,
         drawn: float = DRAWN,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
-        from ..faceanon_core.pipeline import new_face_light
-        from ..faceanon_core.proportions import change_proportions
         from ..faceanon_core.regions import latent_mask
-        from ..faceanon_core.sketch import face_sketch, hide_face
+        from ..faceanon_core.sketch import hide_face
         from ..faceanon_core.tracking import person_rows
         from . import comfy_bridge
 
@@ -101,30 +102,38 @@ class InpaintFaces:
         images = torch.cat([crop.tensor for crop in sources])
         core = (match_batch(from_mask(mask), len(crops), "mask") >= 0.5).float()
         check_side(core, crops, "mask")
-        filling: Tensor | float = 0.5
-        if sketch:
-            rows = zip(sources, core.split(1), persons, strict=True)
-            poses = [change_proportions(crop.landmarks, hole, seed + person, proportions) for crop, hole, person in rows]
-            lights = [new_face_light(crop, positive[0][1].get(ASKED_SKIN)) for crop in sources]
-            sketches = [face_sketch(pose, images.shape[-1], light) for pose, light in zip(poses, lights, strict=True)]
-            filling = torch.cat(sketches)
-        source = comfy_bridge.vae_encode(vae, images)
-        hole = latent_mask(core, source.shape[-1])
-        shown: list[tuple[Tensor | float, dict[str, float]]] = [(filling, {})]
-        if sketch and drawn < 1:  # ComfyUI takes each where its part of the schedule is sampled
-            early, late = {"start_percent": 0.0, "end_percent": drawn}, {"start_percent": drawn, "end_percent": 1.0}
-            shown = [(filling, early), (0.5, late)]
-        extras = [
-            {"concat_latent_image": comfy_bridge.vae_encode(vae, hide_face(images, core, what)), "concat_mask": hole, **when}
-            for what, when in shown
-        ]
-        latent = {"samples": source, "noise_mask": hole}
+        samples = comfy_bridge.vae_encode(vae, images)
+        hole = latent_mask(core, samples.shape[-1])
+        border = drawn - _EARLIER * (drawn < 1) if sketch else 0.0  # share of the schedule where grey follows the drawing
+        parts: list[tuple[Tensor | float, float, float]] = []
+        if border > 0:
+            seeds = [seed + person for person in persons]
+            parts.append((_drawings(sources, core, seeds, proportions, positive[0][1].get(ASKED_SKIN)), 0.0, border))
+        if border < 1:
+            parts.append((0.5, max(0.0, border), 1.0))
+        latent = {"samples": samples, "noise_mask": hole}
         if any(crop.person is not None for crop in sources):
             latent["batch_index"] = persons  # samplers then repeat each person's noise
-        positive, negative = (
-            [part for extra in extras for part in comfy_bridge.extend(cond, extra)] for cond in (positive, negative)
-        )
-        return positive, negative, latent
+        told: tuple[list[Any], list[Any]] = ([], [])
+        for filling, start, end in parts:
+            hidden = comfy_bridge.vae_encode(vae, hide_face(images, core, filling))
+            extra = {"concat_latent_image": hidden, "concat_mask": hole}
+            for cond, entries in zip((positive, negative), told, strict=True):
+                entries.extend(comfy_bridge.extend(comfy_bridge.narrow(cond, start, end), extra))
+        return *told, latent
+
+
+def _drawings(crops: list[Any], core: Tensor, seeds: list[int], proportions: float, skin: str | None) -> Tensor:
+    """What fills the hole of each crop, (B,3,S,S); `skin` as `new_face_light` takes it."""
+    from ..faceanon_core.pipeline import new_face_light
+    from ..faceanon_core.proportions import change_proportions
+    from ..faceanon_core.sketch import face_sketch
+
+    sketches = []
+    for crop, hole, seed in zip(crops, core.split(1), seeds, strict=True):
+        pose = change_proportions(crop.landmarks, hole, seed, proportions)
+        sketches.append(face_sketch(pose, crop.tensor.shape[-1], new_face_light(crop, skin)))
+    return torch.cat(sketches)
 
 
 class AttributeGuidance:
@@ -200,17 +209,31 @@ class AttributeGuidance:
                         "tooltip": "Guided steps that one gradient serves. 1: a new one at each, as in the paper, and slow.",
                     },
                 ),
+                "limit": (
+                    "FLOAT",
+                    {
+                        "default": LIMIT,
+                        "min": 0.0,
+                        "max": 10.0,
+                        "step": 0.01,
+                        "tooltip": "Longest pull, in shares of the noise a step adds; longer ones make stains. 0: no limit, "
+                        "as in the paper.",
+                    },
+                ),
             },
         }
 
     def build(
         self, encoder: Any, target: Any, strength: float, away: float, start: float, end: float, tokens: Any,
         crops: Any = None, decoder: Any = None, mask: Tensor | None = None, reuse: int = GuidanceSettings.reuse,
+        limit: float = LIMIT,
     ) -> tuple[Any]:  # fmt: skip
         from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
 
-        settings = GuidanceSettings(strength=strength, away=away, start=start, end=end, tokens=tokens, reuse=reuse)
+        settings = GuidanceSettings(
+            strength=strength, away=away, start=start, end=end, tokens=tokens, reuse=reuse, limit=limit or None
+        )
         if away > 0 and crops is None:
             raise InputError("away pushes from the source's features, so connect crops, or set away to 0")
         if tokens == "region" and mask is None:

@@ -19,6 +19,7 @@ from faceanon_core import cli
 from faceanon_core.attributes import LEARNED
 from faceanon_core.check import check_picture
 from faceanon_core.folder import JOURNAL
+from faceanon_core.sketch import DRAWN
 from faceanon_core.target import gallery_index
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +172,17 @@ def test_a_preset_sets_what_the_user_does_not(capsys) -> None:
     assert (default.attributes, default.faces, default.on_failure) == ({"age": "senior"}, "2", "error")
 
 
+def test_how_long_the_drawing_is_shown_can_be_chosen_and_makes_another_result(anonymizer, capsys) -> None:
+    parse = cli._parser().parse_args
+    default, asked = (cli._settings(parse(["anonymize", "a.png", "-o", "b.png", *more])) for more in ([], ["--drawn", "1"]))
+    assert (default.drawn, asked.drawn) == (DRAWN, 1)
+    assert cli._fingerprint(default, False, anonymizer) != cli._fingerprint(asked, False, anonymizer)
+    with pytest.raises(SystemExit):
+        run("anonymize", "--help")
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"hides the person least (default: {DRAWN:g})" in told
+
+
 # nothing is ever overwritten, and nothing is written on failure
 
 
@@ -229,6 +241,7 @@ BAD_OPTIONS = [
     (["--attributes", "female"], "cannot read the attribute 'female'"),
     (["--emphasis", "0"], "emphasis must be 1 to 20"),
     (["--steps", "0"], "steps must be 1 to 1000"),
+    (["--drawn", "1.5"], "drawn must be 0 to 1, got 1.5"),
     (["--strength", "-1"], "guidance strength must be a number of at least 0"),
     (["--strength", "nan"], "guidance strength must be a number of at least 0"),
     (["--faces", "none"], "faces must be all, largest or a number"),

@@ -59,6 +59,30 @@ def test_targets_that_fit_neither_faces_nor_people_are_told(demo: dict[str, Any]
             run_node(node, target=[target] * 3, crops=film_crops, **more)
 
 
+def _parts(conditioning: Any) -> list[tuple[float, float]]:
+    return [(round(values["start_percent"], 3), round(values["end_percent"], 3)) for _, values in conditioning]
+
+
+def test_drawing_and_grey_share_the_schedule_without_a_gap_and_keep_the_parts_that_were_set(
+    bridge: Any, demo: dict[str, Any], film_crops: Any
+) -> None:
+    def told(positive: Any, **settings: Any) -> Any:
+        return run_node("InpaintFaces", positive=positive, negative=plain, crops=crops, mask=mask, **vae, **settings)[0]
+
+    crops, vae = film_crops[:1], {"vae": demo["vae"]}
+    mask, _, _ = run_node("RegionMask", crops=crops)
+    plain = bridge.demo_conditioning([{}])
+    early, late = told(plain, drawn=0.4)
+    assert _parts([early, late]) == [(0, 0.4), (0.4, 1)] and early[1]["end_percent"] == late[1]["start_percent"]
+    for entry, settings in ((early, {"drawn": 1.0}), (late, {"drawn": 0.0}), (late, {"sketch": False})):
+        (alone,) = told(plain, **settings)
+        assert _parts([alone]) == [(0, 1)]
+        assert torch.equal(alone[1]["concat_latent_image"], entry[1]["concat_latent_image"])
+    assert not torch.equal(early[1]["concat_latent_image"], late[1]["concat_latent_image"])
+    first, second = (bridge.narrow(plain, *part) for part in ((0.0, 0.3), (0.3, 1.0)))
+    assert _parts(told(first + second, drawn=0.4)) == [(0, 0.3), (0.3, 0.4), (0.4, 1)]
+
+
 # ---- contact sheet ----
 
 
@@ -87,8 +111,10 @@ def _alone(inputs: dict[str, Any]) -> dict[str, Any]:
     first: dict[str, Any] = {**inputs, "crops": inputs["crops"][:1], "seam": inputs["seam"][:1]}
     first["latent"] = {name: value[:1] for name, value in inputs["latent"].items()}
     for name in ("positive", "negative"):
-        ((tensor, extra),) = inputs[name]
-        first[name] = [[tensor[:1], {key: value[:1] for key, value in extra.items()}]]
+        first[name] = [
+            [tensor[:1], {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in extra.items()}]
+            for tensor, extra in inputs[name]
+        ]
     spec = inputs["guidance"]
     first["guidance"] = replace(spec, target=spec.target[:1], source=spec.source[:1])
     return first

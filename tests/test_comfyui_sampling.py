@@ -6,6 +6,7 @@ Run with ComfyUI's own Python: `COMFYUI_DIR=... /path/to/comfyui/python -m pytes
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import weakref
 from dataclasses import dataclass, replace
@@ -18,6 +19,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from comfyui_tools import progress_hook, run_node, run_stock_node
+
+from faceanon_core import diffusion
+from faceanon_core.pipeline import Anonymizer, Settings
+from faceanon_core.regions import RegionChoice, region_mask
+from faceanon_core.sketch import DRAWN
+from faceanon_core.target import gallery_index, gallery_target
 
 pytestmark = pytest.mark.comfyui
 
@@ -123,7 +130,8 @@ def _extended(setting: Setting, case: Case, folder: Path, image: torch.Tensor) -
 
 
 def _spec(bridge: Any, setting: Setting, strength: float) -> Any:
-    settings = bridge.GuidanceSettings(strength=strength, end=1.0, reuse=1)  # steep decoders change it at each step
+    # the decoders with random weights are steep: the pull changes at each step, and is long
+    settings = bridge.GuidanceSettings(strength=strength, end=1.0, reuse=1, limit=None)
     return bridge.GuidanceSpec(setting.encoder, setting.target, None, settings, setting.decoder)
 
 
@@ -397,6 +405,46 @@ def test_the_demo_model_predicts_what_it_predicts_in_the_core(
         expected = core.denoise(x * sigma, levels, bridge.diffusion.InpaintCond(context, hole, masked, None))
         found = model.apply_model(x * sigma, levels, c_concat=torch.cat([hole, masked], 1), c_crossattn=context)
     torch.testing.assert_close(found.float().cpu(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [20, 25])  # step 7 of 25 begins on the very border of the drawing's part
+def test_the_graph_shows_the_demo_model_drawing_and_grey_at_the_steps_the_core_does(
+    bridge: Any, astronaut: Any, crop: Any, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (diffusion, bridge.diffusion):
+        monkeypatch.setattr(module, "has_native_bfloat16", lambda _: False)  # float32 on both sides
+    core, told = Anonymizer(), []
+    core.sampler = lambda denoise, x, sigmas, cond, *_: told.append(cond) or x
+    mask = region_mask(core.parser.parse(crop.pixels, crop.landmarks), RegionChoice())
+    core.regenerate(crop, mask, gallery_target(min(gallery_index())), Settings(steps=steps), seed=5)
+
+    image = torch.from_numpy(astronaut).float()[None] / 255
+    crops, _ = run_node("CropFaces", image=image, faces=run_node("ParseFaces", image=image)[0], size=256)
+    model, vae = bridge.load_demo_model()
+    cond = {"positive": [[told[0].context, {}]], "negative": [[told[0].context, {}]]}
+    positive, negative, latent = run_node(
+        "InpaintFaces", **cond, vae=vae, crops=crops, mask=run_node("RegionMask", crops=crops)[0], seed=5
+    )
+    border = math.ceil(DRAWN * steps - 1e-6)
+    sigmas = bridge.schedule(model, "sgm_uniform", steps, 1.0)[[0, border - 1, border, steps]]
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def probe(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+        for sigma in sigmas[:-1]:
+            noisy = model.latent_image + sigma * model.noise
+            seen.append((noisy, sigma[None], model(noisy, sigma[None], **extra_args)))
+        return x
+
+    import comfy.samplers
+
+    with torch.inference_mode():
+        bridge.sample(model, comfy.samplers.KSAMPLER(probe), sigmas, positive, negative, latent, seed=3, cfg=1.0)
+        for step in seen:
+            noisy, sigma, found = (value.float().cpu() for value in step)
+            torch.testing.assert_close(found, core.model.denoise(noisy, sigma, told[0]), rtol=0, atol=1e-3)
+        noisy, sigma, found = (value.float().cpu() for value in seen[1])
+        grey = replace(told[0], masked_latent=told[0].plain_latent)
+        assert (core.model.denoise(noisy, sigma, grey) - found).abs().max() > 0.1
 
 
 def test_the_demo_vae_is_the_cores(bridge: Any) -> None:

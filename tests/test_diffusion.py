@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from faceanon_core.diffusion import (
     InpaintCond,
     build_schedule,
     has_native_bfloat16,
+    last_sigma,
     load_vae,
     schedule_sigmas,
 )
@@ -99,6 +101,25 @@ def test_outside_the_hole_the_source_is_restored_exactly(model, source, cond) ->
 def test_a_nearly_clean_latent_stays_as_it_is(model, source, cond) -> None:
     denoised = model.denoise(source, torch.tensor([0.03]), cond)
     assert (denoised - source).abs().mean() < 0.1
+
+
+def test_the_drawing_is_seen_down_to_its_noise_level_and_grey_below_it(model, source, cond) -> None:
+    x = source + 3 * seeded_noise(0)(source)
+    drawn, grey = (replace(cond, masked_latent=latent) for latent in (source, cond.masked_latent))
+    both = replace(drawn, plain_latent=cond.masked_latent, plain_below=3.0)
+    for sigma, alone in ((3.1, drawn), (3.0, drawn), (2.9, grey)):
+        level = torch.tensor([sigma])
+        assert torch.equal(model.denoise(x, level, both), model.denoise(x, level, alone))
+    assert not torch.equal(model.denoise(x, level, drawn), model.denoise(x, level, grey))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 21, 25, 45])
+def test_a_share_of_the_steps_is_counted_as_the_guidance_counts_it(steps: int) -> None:
+    """0.28 of 25 steps are 7, of 20 steps 6: the sixth begins at 0.25."""
+    sigmas = torch.from_numpy(schedule_sigmas(steps))
+    for share in (i / 100 for i in range(101)):
+        begun = [round(index / steps, 9) < share for index in range(steps)]
+        assert (sigmas[:-1] >= last_sigma(sigmas, share)).tolist() == begun
 
 
 def sample(model: DemoModel, source: Tensor, cond: InpaintCond, guidance: Any = None) -> Tensor:

@@ -277,3 +277,43 @@ def test_one_gradient_serves_as_many_steps_as_asked_and_a_new_run_begins_with_it
 def test_a_gradient_must_serve_a_step() -> None:
     with pytest.raises(InputError, match="guidance reuse must be at least 1, got 0"):
         GuidanceSettings(reuse=0)
+
+
+def limited(anonymizer, target: Tensor, limit: float | None, strength: float) -> CombinedGuidance:
+    term = AttributeTerm(anonymizer.encoder, replace(SETTINGS, strength=strength), target)
+    return CombinedGuidance(anonymizer.model.decode, [term], limit=limit)
+
+
+@pytest.mark.parametrize("strength", [1.0, 50.0])
+def test_no_face_is_pulled_longer_than_the_limit_nor_in_another_direction(anonymizer, latent, target, strength) -> None:
+    """Two faces whose pulls differ in length; the limit lies between them, or below both where the strength is high."""
+    latents = torch.cat([latent, latent + 3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))])
+    free, _ = limited(anonymizer, target, None, strength).gradient(latents, 0.0)
+    lengths = free.square().mean((1, 2, 3)).sqrt()
+    limit = float(lengths.mean()) / (1 if strength == 1 else 10)
+    short, _ = limited(anonymizer, target, limit, strength).gradient(latents, 0.0)
+    found = short.square().mean((1, 2, 3)).sqrt()
+    assert found.tolist() == pytest.approx(lengths.clamp(max=limit).tolist(), rel=1e-4)
+    assert (lengths < limit).any() == (strength == 1) and (lengths > limit).any()
+    for face in range(2):
+        assert torch.cosine_similarity(short[face].flatten(), free[face].flatten(), dim=0) > 0.99999
+        assert torch.equal(short[face], free[face]) == bool(lengths[face] < limit)
+
+
+def test_a_limit_that_is_not_reached_and_none_at_all_change_no_bit(anonymizer, latent, target) -> None:
+    free, high = (limited(anonymizer, target, limit, 1.0).gradient(latent, 0.0)[0] for limit in (None, 1e6))
+    plain, _ = guidance(anonymizer, SETTINGS, target).gradient(latent, 0.0)
+    assert torch.equal(free, plain) and torch.equal(high, plain)
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (0.0, "a guidance limit of 0 lets nothing through; use a strength of 0 to switch the guidance off"),
+        (-0.1, r"guidance limit must be a number of at least 0, got -0\.1"),
+        (float("nan"), "guidance limit must be a number of at least 0, got nan"),
+    ],
+)
+def test_a_limit_without_a_meaning_is_refused(limit: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GuidanceSettings(limit=limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from faceanon_core.pipeline import (
     reference_settings,
 )
 from faceanon_core.regions import RegionChoice, region_mask
+from faceanon_core.sampling import sample_guided
 from faceanon_core.sketch import face_sketch, hide_face
-from faceanon_core.target import Target, gallery_index, measured_attributes
+from faceanon_core.target import Target, gallery_index, gallery_target, measured_attributes
 
 QUICK = Settings(steps=1)
 NOSE_TIP = (6, 48, 278, 2)  # bridge, wings and base
@@ -370,6 +372,9 @@ def test_unknown_names_are_refused_before_any_work(change, message: str) -> None
     [
         ({"steps": 0}, "steps must be 1 to 1000, got 0"),
         ({"proportions": 3}, "proportions must be 0 to 2, got 3"),
+        ({"drawn": 1.1}, r"drawn must be 0 to 1, got 1\.1"),
+        ({"drawn": -0.1}, r"drawn must be 0 to 1, got -0\.1"),
+        ({"drawn": float("nan")}, "drawn must be 0 to 1, got nan"),
         ({"emphasis": 0.5}, "emphasis must be 1 to 20, got 0.5"),
         ({"steps": 1001}, "steps must be 1 to 1000, got 1001"),
         ({"faces": "0"}, "faces must be all, largest or a number of at least 1, got '0'"),
@@ -433,6 +438,7 @@ def test_the_reference_follows_the_paper() -> None:
     assert not settings.guidance.normalise  # phi sees -1..1
     assert not settings.describe  # the unconditional branch only
     assert settings.same_seed
+    assert settings.guidance.limit is None
 
 
 def test_the_reference_gives_faces_of_one_picture_the_same_noise(anonymizer, two_faces) -> None:
@@ -449,3 +455,37 @@ def test_half_a_face_at_the_border_beside_a_whole_one_is_never_passed_on(anonymi
     assert [report.status for report in result.faces] == ["anonymized", "redacted"]
     face = pixels[80:170, 690:]
     assert (np.abs(result.pixels[80:170, 690:].astype(int) - face).max(-1) > 0).mean() > 0.9
+
+
+# the drawing
+
+
+def regenerated(anonymizer: Anonymizer, crop, settings: Settings, change=lambda cond: cond) -> torch.Tensor:
+    """One new crop, unguided unless the settings say so; `change` alters what the model is told."""
+    quick = copy.copy(anonymizer)
+    quick.sampler = lambda model, x, sigmas, cond, *rest: sample_guided(model, x, sigmas, change(cond), *rest)
+    mask = region_mask(LandmarkParser().parse(crop.pixels, crop.landmarks), RegionChoice())
+    return quick.regenerate(crop, mask, gallery_target(min(gallery_index())), settings, seed=3)
+
+
+UNGUIDED = Settings(steps=4, guidance=GuidanceSettings(strength=0.0))
+
+
+def test_drawn_1_shows_the_drawing_throughout_0_never_and_the_default_in_the_first_steps(anonymizer, crop) -> None:
+    made = {drawn: regenerated(anonymizer, crop, replace(UNGUIDED, drawn=drawn)) for drawn in (1, UNGUIDED.drawn, 0)}
+    throughout = regenerated(anonymizer, crop, UNGUIDED, lambda cond: replace(cond, plain_latent=None))
+    never = regenerated(
+        anonymizer, crop, UNGUIDED, lambda cond: replace(cond, masked_latent=cond.plain_latent, plain_latent=None)
+    )
+    assert torch.equal(made[1], throughout) and torch.equal(made[0], never)
+    for other in (throughout, never):
+        assert (made[UNGUIDED.drawn] - other).abs().max() > 0.05
+
+
+def test_the_reference_sees_no_drawing(anonymizer, crop) -> None:
+    told = []
+    settings = replace(reference_settings(anonymizer.encoder.unit_strength), steps=1)
+    regenerated(anonymizer, crop, settings, lambda cond: told.append(cond) or cond)
+    core = region_mask(LandmarkParser().parse(crop.pixels, crop.landmarks), RegionChoice()).core
+    assert told[0].plain_latent is None
+    assert torch.equal(told[0].masked_latent, anonymizer.model.encode(hide_face(crop.tensor, core)))

@@ -25,6 +25,7 @@ from faceanon_core.geometry import LIPS_OUTER, RIGHT_EYE, inter_ocular
 from faceanon_core.identity import Recogniser
 from faceanon_core.image import Picture, save_picture, tensor_to_pixels
 from faceanon_core.pipeline import Settings
+from faceanon_core.training import unet
 from faceanon_core.training.attributes import (
     JUDGES,
     RUNS,
@@ -34,14 +35,14 @@ from faceanon_core.training.attributes import (
     plan,
     summarize,
 )
-from faceanon_core.training.data import FaceSet, batch_at
+from faceanon_core.training.data import FaceRecord, FaceSet, batch_at
 from faceanon_core.training.encoder import EncoderSettings, augment, train_encoder
 from faceanon_core.training.evaluate import as_crop
-from faceanon_core.training.labels import caption_attributes, label_faces
+from faceanon_core.training.labels import caption_attributes, label_faces, record_attributes
 from faceanon_core.training.loop import cosine_rate, load_checkpoint, save_checkpoint
 from faceanon_core.training.quality import Judged, compare, measure_quality, run_settings
 from faceanon_core.training.results import result_file
-from faceanon_core.training.unet import UnetSettings, train_unet
+from faceanon_core.training.unet import LatentCache, UnetSettings, complete_labels, draw_view, train_unet
 from faceanon_core.training.vae import VaeSettings, train_vae
 from faceanon_core.training.warp import bend_proportions
 from faceanon_core.training.workers import Crew
@@ -123,6 +124,14 @@ def test_the_vae_resumes_to_the_same_weights(faces, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_sharpening_changes_the_vaes_decoder_and_leaves_its_encoder_untouched(faces, tmp_path: Path) -> None:
+    settings = VaeSettings(steps=2, batch=1, crop_px=32, sharpen_steps=4)
+    train_vae(faces, ASSETS / "vae.safetensors", tmp_path, settings)
+    plain, sharp = (load_file(tmp_path / f"{name}.safetensors") for name in ("vae-plain", "vae"))
+    changed = {name.split(".")[0] for name in plain if not torch.equal(plain[name], sharp[name])}
+    assert plain.keys() == sharp.keys() and changed == {"decoder"}
+
+
 def test_the_encoder_resumes_to_the_same_weights(faces, tmp_path: Path) -> None:
     labels = label_faces(faces)
     settings = EncoderSettings(steps=201, batch=1)
@@ -147,6 +156,32 @@ def test_the_unet_resumes_to_the_same_weights_after_its_time_was_up(faces, tmp_p
         tmp_path / "whole" / "unet.safetensors").items())  # fmt: skip
     shutil.rmtree(tmp_path / "whole")
     shutil.rmtree(tmp_path / "cut")  # half a gigabyte each
+
+
+def test_a_view_is_drawn_the_same_each_time_and_another_one_differs(crop) -> None:
+    settings = UnetSettings()
+    for i in range(4):
+        first, again, other = (draw_view(crop.pixels, crop.landmarks, settings, view, i) for view in (0, 0, 1))
+        assert first.skin == again.skin and first.mask.shape == (32, 32)
+        for name in ("pixels", "hidden", "mask"):
+            assert np.array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(first.hidden, other.hidden)
+
+
+def test_faces_drawn_by_other_processes_are_those_drawn_when_first_needed(faces, monkeypatch) -> None:
+    monkeypatch.setattr(unet, "_AT_ONCE", 2)  # so that both processes have a part of the three faces
+    vae, labels, settings = load_vae(ASSETS / "vae.safetensors"), label_faces(faces), UnetSettings()
+    order = {0: [2, 0, 1], 1: [1, 2, 0]}
+    ahead = LatentCache(faces, labels, vae, settings, lambda view: order[view % 2], workers=2)
+    lazy = LatentCache(faces, labels, vae, settings)
+    try:
+        for view, chosen in order.items():
+            for part in (chosen[:2], chosen[2:]):
+                for found, expected in zip(ahead.get(part, view), lazy.get(part, view), strict=True):
+                    assert torch.equal(found, expected) and found.abs().max() > 0
+            assert torch.equal(ahead.targets, lazy.targets)
+    finally:
+        ahead.close()
 
 
 def test_a_split_holds_its_own_faces_in_the_tables_order(folder: Path, crop) -> None:
@@ -228,6 +263,25 @@ def test_labels_join_table_caption_and_what_is_measured(faces) -> None:
             "sex": "female", "age": "senior", "hair": "red", "facial_hair": "none", "expression": "smile",
         }  # fmt: skip
         assert known["skin"] in BY_NAME["skin"].values
+
+
+def test_generated_faces_are_adults_without_glasses_and_others_what_is_said_of_them() -> None:
+    said = {"licence": "", "sex": "male", "ethnicity": "", "caption": "a senior man with glasses"}
+    assert record_attributes(FaceRecord("f", "hmdghoul/generated-faces", **said)) == {
+        "sex": "male", "age": "adult", "glasses": "none"
+    }  # fmt: skip
+    other = record_attributes(FaceRecord("f", "SelfishGene/SFHQ-dataset", **said))
+    assert (other["age"], other["glasses"]) == ("senior", "glasses")
+    unsaid = FaceRecord("f", "SelfishGene/SFHQ-dataset", "", "", "", "")
+    assert record_attributes(unsaid) == {}
+
+
+def test_the_encoder_completes_sex_age_and_ethnicity_alone_and_overrules_nobody(faces, anonymizer) -> None:
+    known = [{}, {"sex": "male"}, {"hair": "red"}]
+    sure, unsure = (complete_labels(anonymizer.encoder, faces, known, certainty) for certainty in (0.0, 1.1))
+    assert [set(labels) for labels in sure] == [{"sex", "age", "ethnicity"}] * 2 + [{"sex", "age", "ethnicity", "hair"}]
+    assert [labels["sex"] for labels in sure] == ["female", "male", "female"]
+    assert unsure == known
 
 
 @pytest.mark.faces
