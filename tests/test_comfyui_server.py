@@ -200,8 +200,11 @@ class Linked:
 
 
 def _put(prompt: dict[str, Any], node: str, values: dict[str, Any]) -> None:
-    """Set a node's inputs; what they are linked to is added to the graph."""
-    _node(prompt, node).update({name: _value(prompt, value) for name, value in values.items()})
+    """Set a node's inputs, None leaves one unconnected; what they are linked to is added to the graph."""
+    inputs = _node(prompt, node)
+    inputs.update({name: _value(prompt, value) for name, value in values.items() if value is not None})
+    for name in (name for name, value in values.items() if value is None):
+        del inputs[name]
 
 
 def _value(prompt: dict[str, Any], value: Any) -> Any:
@@ -233,7 +236,7 @@ _FACELESS = Linked("LoadImage", {"image": "no_face.png"})
         ("RegionMask", {"keep": "face"}, "excludes everything"),
         ("RegionMask", {"painted": _SMALL_MASK}, "128x96"),
         ("AttributeGuidance", {"strength": float("nan")}, "must be a number"),
-        ("AttributeGuidance", {"away": 1.0}, "connect crops"),
+        ("AttributeGuidance", {"crops": None, "away": 1.0}, "connect crops"),
         ("AttributeGuidance", {"decoder": _WIDE_VAE}, "the VAE has 16 latent channels but the model has 4"),
         (
             "AttributeGuidance",
