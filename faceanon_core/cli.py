@@ -117,12 +117,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--away-identity", type=float, help="how hard, 0 = not at all (default: 1 with --identity-network)")
     parser.add_argument("--hold-pose", type=float, default=0.0, help="hold pose and expression, 1 = firmly (default: 0)")
     parser.add_argument(
-        "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 0.5)"
+        "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 0.9)"
     )
     parser.add_argument(
         "--drawn", type=float,
-        help="share of the steps, from the first, in which the model sees the drawing of pose and expression; 1 holds them "
-        "best and hides the person least (default: 0.28)",
+        help="share of the steps, from the first, in which the model sees the drawing of pose and expression; below 1 "
+        "it is free in the details: natural in even light, broken in hard light (default: 1)",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
     parser.add_argument(

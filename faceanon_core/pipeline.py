@@ -78,7 +78,7 @@ class Settings:
     start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
     describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
     drawn: float = DRAWN  # share of the steps, from the first, in which the model sees the drawing
-    proportions: float = 0.5  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
+    proportions: float = 0.9  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
     same_seed: bool = False  # one seed for every face, as the reference does
     own_seed: bool = False  # add a number of the picture's own to the seed, so that a person's pictures share no noise
     faces: str = "all"  # "all", "largest", or a count of the largest ones

@@ -15,9 +15,9 @@ from .geometry import FloatArray
 from .image import pixels_to_tensor
 from .light import Plane, paint_light
 
-# Share of the schedule, from the noisiest step, in which the model is shown the drawing. These steps settle pose and
-# expression; afterwards it is free to finish the features as faces have them, which both looks right and hides the source.
-DRAWN = 0.28
+# Share of the schedule, from the noisiest step, in which the model is shown the drawing. Without it in later steps features
+# are finished as faces have them, which looks well in even light; in photographs unlike the training data they fall apart.
+DRAWN = 1.0
 _SHIFT = 4  # sub-pixel bits of OpenCV's drawing calls
 _LINES: tuple[tuple[tuple[int, ...], bool, tuple[int, int, int]], ...] = (
     (geometry.FACE_OVAL, True, (150, 110, 110)),
@@ -45,7 +45,7 @@ def face_sketch(landmarks: FloatArray, size_px: int, light: Plane | None = None)
     width = max(1, round(size_px / 128))
     points = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
     if light is not None:
-        face = geometry.filled_polygon(canvas.shape, landmarks, hull=True)
+        face = geometry.face_area(canvas.shape, landmarks)
         canvas[face] = paint_light(light, canvas.shape)[face]
     for indices, closed, colour in _LINES:
         line = points[list(indices)].reshape(-1, 1, 2)

@@ -26,11 +26,12 @@ from .parsing import LandmarkParser
 from .proportions import change_proportions
 from .regions import RegionChoice, latent_mask, region_mask
 from .sampling import sample_guided, seeded_noise
-from .sketch import DRAWN, face_sketch, hide_face
+from .sketch import face_sketch, hide_face
 from .target import Target, source_attributes
 from .weights import ASSETS
 
 FRONTAL = 0.12  # how far the nose's tip may lie from the middle between the eyes, in distances between their outer corners
+_DRAWN = 0.28  # of the steps show the drawing: afterwards the features are nobody's mean
 _EVEN = np.array([[196, 150, 126], [0, 0, 0], [0, 0, 0]], np.float32)  # skin in even light, see `light.Plane`
 
 
@@ -178,7 +179,7 @@ def inpaint(
 
     sigmas, grey = model.sigmas(20), model.encode(hide_face(image, core))
     both = InpaintCond(
-        context, twice(hole), twice(masked), twice(source), plain_latent=twice(grey), plain_below=last_sigma(sigmas, DRAWN)
+        context, twice(hole), twice(masked), twice(source), plain_latent=twice(grey), plain_below=last_sigma(sigmas, _DRAWN)
     )
 
     def denoise(x: Tensor, sigma: Tensor, _: object) -> Tensor:

@@ -60,7 +60,7 @@ class InpaintFaces:
                 "proportions": (
                     "FLOAT",
                     {
-                        "default": 0.5,
+                        "default": 0.9,
                         "min": 0.0,
                         "max": 2.0,
                         "step": 0.1,
@@ -81,8 +81,8 @@ class InpaintFaces:
                         "min": 0.0,
                         "max": 1.0,
                         "step": 0.01,
-                        "tooltip": "Share of the steps, from the first, in which the model sees the sketch. Low: natural "
-                        "faces unlike the source. 1: pose and expression are held best, but the source shows through!",
+                        "tooltip": "Share of the steps, from the first, in which the model sees the sketch. Below 1 it is "
+                        "free in the details: natural in even light, broken in hard light.",
                     },
                 )
             },

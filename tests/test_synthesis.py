@@ -13,7 +13,7 @@ from faceanon_core.cli import main
 from faceanon_core.crop import crop_face
 from faceanon_core.errors import InputError, UnknownNameError
 from faceanon_core.geometry import FACE_OVAL, inter_ocular
-from faceanon_core.skin import typology_angle
+from faceanon_core.skin import mouth_expression, typology_angle
 from faceanon_core.synthesis import best_candidate, candidate_sheet, judge_candidate, random_pose, synthesize_picture
 from faceanon_core.target import gallery_index, gallery_target, save_target, source_attributes
 
@@ -48,6 +48,15 @@ def test_a_child_has_its_eyes_lower_in_the_face_than_an_adult() -> None:
         return float((pose[33, 1] - pose[10, 1]) / (pose[152, 1] - pose[10, 1]))
 
     assert eyes_down("child") > eyes_down("adult")
+
+
+@pytest.mark.parametrize("expression", ["smile", "open-mouth"])
+def test_a_smile_begins_with_smiling_landmarks(expression: str) -> None:
+    assert mouth_expression(random_pose({"expression": expression}, 0)) == "smile"
+    assert mouth_expression(random_pose({"expression": "neutral"}, 0)) == mouth_expression(random_pose({}, 0)) == "neutral"
+    assert mouth_expression(random_pose({"expression": expression, "age": "child"}, 0)) == mouth_expression(
+        random_pose({"age": "child"}, 0)
+    )  # there is no mean smile of children
 
 
 def test_a_candidate_without_a_single_face_cannot_be_chosen(anonymizer, coffee, two_faces) -> None:

@@ -11,7 +11,15 @@ from PIL import Image
 
 from faceanon_core.attributes import BY_NAME
 from faceanon_core.errors import InputError, NoFaceError, UnknownNameError
-from faceanon_core.target import choose_target, gallery_index, gallery_sheet, gallery_target, target_from_pixels
+from faceanon_core.target import (
+    choose_target,
+    fitting_attributes,
+    gallery_index,
+    gallery_sheet,
+    gallery_target,
+    measured_attributes,
+    target_from_pixels,
+)
 from faceanon_core.weights import GALLERY
 
 FOUR = {
@@ -28,6 +36,22 @@ def gallery(tmp_path: Path) -> Path:
     for shade, name in enumerate(FOUR):
         Image.new("RGB", (256, 256), (50 * shade,) * 3).save(tmp_path / f"{name}.jpg")
     return tmp_path
+
+
+def test_a_target_is_wanted_with_the_sources_expression_and_skin(crop) -> None:
+    wanted = fitting_attributes(crop, {"sex": "female", "age": "adult", "expression": "neutral", "hair": "red"})
+    assert wanted == {"sex": "female", "age": "adult", **measured_attributes(crop)}
+    assert wanted["expression"] == "smile"
+
+
+def test_of_two_alike_the_smiling_target_is_chosen_for_a_smile_and_the_other_for_none(tmp_path: Path) -> None:
+    alike = {"sex": "female", "age": "adult", "skin": "light"}
+    both = {"joy": {**alike, "expression": "smile"}, "kim": {**alike, "expression": "neutral"}}
+    (tmp_path / "gallery.json").write_text(json.dumps(both))
+    for name in both:
+        Image.new("RGB", (256, 256)).save(tmp_path / f"{name}.jpg")
+    for name, wanted in both.items():
+        assert {choose_target(wanted, seed, (tmp_path,)).name for seed in range(10)} == {name}
 
 
 @pytest.mark.parametrize("name", sorted(gallery_index()))

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,21 +155,18 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _attributes(options: argparse.Namespace) -> None:
-    out = options.work / "attributes"
-    figures = measure_attributes(
-        options.faces, Recogniser(options.recogniser), out, options.limit, options.minutes,
-        device=options.device, workers=options.workers,
-    )  # fmt: skip
-    logging.getLogger(__name__).info("%s", tables(figures))
+    logging.getLogger(__name__).info("%s", tables(_measure(options, measure_attributes, "attributes")))
 
 
 def _quality(options: argparse.Namespace) -> None:
-    out = options.work / "quality"
-    figures = measure_quality(
-        options.faces, Recogniser(options.recogniser), out, options.limit, options.minutes,
+    logging.getLogger(__name__).info("%s", quality_table(_measure(options, measure_quality, "quality")))
+
+
+def _measure(options: argparse.Namespace, measure: Callable[..., dict[str, Any]], folder: str) -> dict[str, Any]:
+    return measure(
+        options.faces, Recogniser(options.recogniser), options.work / folder, options.limit, options.minutes,
         device=options.device, workers=options.workers,
     )  # fmt: skip
-    logging.getLogger(__name__).info("%s", quality_table(figures))
 
 
 def _sources(options: argparse.Namespace) -> None:
