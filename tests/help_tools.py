@@ -31,6 +31,7 @@ from faceanon_core.target import gallery_sheet
 
 PICTURES = Path(__file__).resolve().parent.parent / "web" / "docs" / "pictures"
 MOST_BYTES = 40_000
+MOST_BYTES_OF_GALLERY = 65_000  # many faces with small print
 SEED = 9
 Pixels = NDArray[np.uint8]
 
@@ -102,13 +103,14 @@ def parsed(portrait: Pixels) -> Pixels:
 
 def save(name: str, pixels: Pixels) -> None:
     """Write a JPEG as large and as good as fits."""
+    most = MOST_BYTES_OF_GALLERY if name == "gallery" else MOST_BYTES
     for width_px, quality in itertools.product((768, 640), range(92, 40, -4)):
         height = round(pixels.shape[0] * width_px / pixels.shape[1])
         picture = Image.fromarray(cv2.resize(pixels, (width_px, height), interpolation=cv2.INTER_AREA))
         picture.save(PICTURES / f"{name}.jpg", quality=quality, optimize=True)
-        if (PICTURES / f"{name}.jpg").stat().st_size <= MOST_BYTES:
+        if (PICTURES / f"{name}.jpg").stat().st_size <= most:
             return
-    raise AssertionError(f"{name} does not fit into {MOST_BYTES} bytes")
+    raise AssertionError(f"{name} does not fit into {most} bytes")
 
 
 if __name__ == "__main__":
