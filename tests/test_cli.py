@@ -174,13 +174,14 @@ def test_a_preset_sets_what_the_user_does_not(capsys) -> None:
 
 def test_how_long_the_drawing_is_shown_can_be_chosen_and_makes_another_result(anonymizer, capsys) -> None:
     parse = cli._parser().parse_args
-    default, asked = (cli._settings(parse(["anonymize", "a.png", "-o", "b.png", *more])) for more in ([], ["--drawn", "1"]))
-    assert (default.drawn, asked.drawn) == (DRAWN, 1)
+    common = ["anonymize", "a.png", "-o", "b.png"]
+    default, asked = (cli._settings(parse([*common, *more])) for more in ([], ["--drawn", "0.28"]))
+    assert (default.drawn, asked.drawn) == (DRAWN, 0.28)
     assert cli._fingerprint(default, False, anonymizer) != cli._fingerprint(asked, False, anonymizer)
     with pytest.raises(SystemExit):
         run("anonymize", "--help")
     told = " ".join(capsys.readouterr().out.split())
-    assert f"hides the person least (default: {DRAWN:g})" in told
+    assert f"broken in hard light (default: {DRAWN:g})" in told
 
 
 # nothing is ever overwritten, and nothing is written on failure

@@ -23,7 +23,6 @@ from comfyui_tools import progress_hook, run_node, run_stock_node
 from faceanon_core import diffusion
 from faceanon_core.pipeline import Anonymizer, Settings
 from faceanon_core.regions import RegionChoice, region_mask
-from faceanon_core.sketch import DRAWN
 from faceanon_core.target import gallery_index, gallery_target
 
 pytestmark = pytest.mark.comfyui
@@ -416,16 +415,16 @@ def test_the_graph_shows_the_demo_model_drawing_and_grey_at_the_steps_the_core_d
     core, told = Anonymizer(), []
     core.sampler = lambda denoise, x, sigmas, cond, *_: told.append(cond) or x
     mask = region_mask(core.parser.parse(crop.pixels, crop.landmarks), RegionChoice())
-    core.regenerate(crop, mask, gallery_target(min(gallery_index())), Settings(steps=steps), seed=5)
+    core.regenerate(crop, mask, gallery_target(min(gallery_index())), Settings(steps=steps, drawn=0.28), seed=5)
 
     image = torch.from_numpy(astronaut).float()[None] / 255
     crops, _ = run_node("CropFaces", image=image, faces=run_node("ParseFaces", image=image)[0], size=256)
     model, vae = bridge.load_demo_model()
     cond = {"positive": [[told[0].context, {}]], "negative": [[told[0].context, {}]]}
     positive, negative, latent = run_node(
-        "InpaintFaces", **cond, vae=vae, crops=crops, mask=run_node("RegionMask", crops=crops)[0], seed=5
+        "InpaintFaces", **cond, vae=vae, crops=crops, mask=run_node("RegionMask", crops=crops)[0], seed=5, drawn=0.28
     )
-    border = math.ceil(DRAWN * steps - 1e-6)
+    border = math.ceil(0.28 * steps - 1e-6)
     sigmas = bridge.schedule(model, "sgm_uniform", steps, 1.0)[[0, border - 1, border, steps]]
     seen: list[tuple[torch.Tensor, ...]] = []
 

@@ -328,9 +328,10 @@ def test_every_attack_gives_a_line_for_all_it_tried(bench: Bench, attack: str) -
 
 
 def test_photographs_that_are_not_anonymized_are_linked(bench: Bench) -> None:
+    """Not compared with anonymized ones: the sources are gallery faces, each the fitting target of its own result."""
     lines = {line["label"]: line["identity"][NETWORK] for line in run_attack("link", bench, [])}
     assert lines["not anonymized"]["rank1"]["hits"] == 2
-    assert lines["not anonymized"]["similarity"]["mean"] > lines["one anonymized"]["similarity"]["mean"]
+    assert lines["not anonymized"]["similarity"]["mean"] > lines["not anonymized"]["others"]["mean"] + 0.2
 
 
 def test_a_kept_region_makes_the_result_more_like_its_source(bench: Bench) -> None:
