@@ -82,8 +82,9 @@ def judge_gallery(encoder: DemoEncoder, folder: Path) -> None:
             image = pixels_to_tensor(pixels)
             shown, sure = encoder.predict(image)[0]
             known = {name: shown[name] for name in ("sex", "age", "ethnicity") if sure[name] >= 0.5}
-            if known.get("age") != WISHES.get(path.stem, {}).get("age"):
-                known.pop("age", None)  # the encoder's age is right too seldom to stand alone
+            for name in ("sex", "age"):  # the encoder's word on what was not wished for is not worth enough to stand alone
+                if known.get(name) != WISHES.get(path.stem, {}).get(name):
+                    known.pop(name, None)
             landmarks = detector.detect(pixels)[0].landmarks
             measured = {"skin": crop_skin_tone(pixels, landmarks), "expression": mouth_expression(landmarks)}
             index[path.stem] = known | measured
