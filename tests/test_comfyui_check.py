@@ -161,7 +161,7 @@ def test_a_ruined_face_stops_the_graph_though_no_recogniser_knows_it(
     listed: Path, retry_inputs: dict[str, Any], demo: dict[str, Any], portrait: torch.Tensor
 ) -> None:
     target, *_ = run_node("TargetFace")
-    (guidance,) = run_node("AttributeGuidance", encoder=demo["encoder"], target=target, strength=100.0)
+    (guidance,) = run_node("AttributeGuidance", encoder=demo["encoder"], target=target, strength=100.0, limit=0.0)
     ruinous = {**retry_inputs, "guidance": guidance, "steps": 6, "recogniser": load(1.0), "tries": 2}
     with pytest.raises(Exception, match="1 faces failed: after 2 tries no face is recognisable in the result; nothing"):
         run_node("RetrySampler", **ruinous)
