@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from .data import FaceSet
 from .encoder import attribute_accuracy
 from .labels import label_faces
 from .vae import reconstruction_psnr
+from .workers import Crew
 
 _COMPARED = 3  # every third face is made a second time without guidance
 
@@ -68,11 +68,8 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     faces, anonymizer = FaceSet(root, "test"), Anonymizer(device=device)
     indices = [int(i) for i in np.random.default_rng(0).permutation(len(faces))]
-    shares = [indices[start::workers] for start in range(workers)]
-    measured: dict[int, Measured] = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for part in pool.map(partial(_measure_share, root, settings, time.time() + 60 * minutes, device), shares):
-            measured |= part
+    with Crew(workers) as crew:
+        measured = crew.spread(partial(_measure_share, root, settings, time.time() + 60 * minutes, device), indices)
     indices = sorted(measured)
     results = [measured[i] for i in indices]
     figures = _figures(faces, recogniser, indices, results, out / "rows.csv")
@@ -88,10 +85,9 @@ def evaluate(
 
 
 def _measure_share(
-    root: Path, settings: Settings, deadline: float, device: str, indices: list[int]
+    root: Path, settings: Settings, deadline: float, device: str, indices: Sequence[int]
 ) -> dict[int, Measured]:
     """One worker's part of the test faces."""
-    torch.set_num_threads(1)
     anonymizer, faces = Anonymizer(device=device), FaceSet(root, "test")
     measured = {}
     for number, i in enumerate(tqdm(indices, unit="face", mininterval=20)):
