@@ -83,7 +83,9 @@ def test_the_pictures_of_the_help_pages_are_there_small_and_all_shown() -> None:
     shown = {name for page in pages for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)}
     files = {f"pictures/{path.name}": path for path in (ROOT / "web" / "docs" / "pictures").iterdir()}
     assert shown == set(files) and shown
-    assert max(path.stat().st_size for path in files.values()) <= 40_000
+    sizes = {path.stem: path.stat().st_size for path in files.values()}
+    assert sizes.pop("gallery") <= 65_000  # many faces with small print
+    assert max(sizes.values()) <= 40_000
 
 
 @pytest.mark.parametrize("node_id", NODES)
