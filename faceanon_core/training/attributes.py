@@ -29,8 +29,8 @@ from ..image import load_picture, pixels_to_tensor
 from ..pipeline import Settings
 from ..skin import crop_skin_tone, mouth_expression
 from ..weights import ASSETS
+from .crowd import Crowd
 from .data import FaceSet
-from .evaluate import Crowd
 from .labels import record_attributes
 from .results import Job, make_missing, result_file, shuffled
 from .workers import Crew

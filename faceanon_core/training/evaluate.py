@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..crop import FaceCrop
-from ..evaluation.measures import landmark_distance, pose_error, threshold_at
+from ..evaluation.measures import landmark_distance, pose_error
 from ..faces import face_at
-from ..geometry import Box, FloatArray, UprightFrame
+from ..geometry import Box, UprightFrame
 from ..guidance import feature_distance
 from ..identity import Recogniser
 from ..image import tensor_to_pixels
@@ -31,9 +31,11 @@ from ..regions import RegionChoice, region_mask
 from ..report import contact_sheet
 from ..retry import TRY_SEED, until_anonymous
 from ..target import Target
+from .crowd import Crowd, Likeness, rates, share
 from .data import FaceSet
 from .encoder import attribute_accuracy
 from .labels import label_faces
+from .strangers import compare_strangers
 from .vae import reconstruction_psnr
 from .workers import Crew
 
@@ -72,7 +74,7 @@ def evaluate(
         measured = crew.spread(partial(_measure_share, root, settings, time.time() + 60 * minutes, device), indices)
     indices = sorted(measured)
     results = [measured[i] for i in indices]
-    figures = _figures(faces, recogniser, indices, results, out / "rows.csv")
+    figures = _figures(faces, FaceSet(root, "train"), recogniser, indices, results, out / "rows.csv")
     (out / "results").mkdir(exist_ok=True)
     for i, result in measured.items():
         Image.fromarray(result.pixels).save(out / "results" / f"{faces.records[i].name}.png")
@@ -143,34 +145,8 @@ def _measure(anonymizer: Anonymizer, faces: FaceSet, i: int, settings: Settings,
     return Measured(pixels, landmarks, target, distances, seconds, taken)
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """How like its source a result is."""
-
-    similarity: float
-    same_person: bool
-    first: bool  # of all sources, its own is the most alike
-
-
-class Crowd:
-    """The test faces as a recogniser knows them. One counts as the same person above its source set's 1% false accepts."""
-
-    def __init__(self, faces: FaceSet, recogniser: Recogniser) -> None:
-        self.faces, self._recogniser = faces, recogniser
-        self._sources = np.stack([recogniser.embed(faces.image(i), faces.landmarks[i]) for i in range(len(faces))])
-        groups = np.array(["SFHQ" if "SFHQ" in record.source else "generated-faces" for record in faces.records])
-        self.thresholds = {group: threshold_at(self._sources[groups == group], 0.01) for group in sorted(set(groups))}
-        self._groups = groups
-
-    def compare(self, i: int, pixels: NDArray[np.uint8], landmarks: FloatArray) -> Likeness:
-        """Compare a result of face `i`, (256, 256, 3) uint8 RGB with its (478, 2) landmarks, with all sources."""
-        scores = self._sources @ self._recogniser.embed(pixels, landmarks)
-        similarity = float(scores[i])
-        return Likeness(similarity, similarity > self.thresholds[self._groups[i]], int(scores.argmax()) == i)
-
-
 def _figures(
-    faces: FaceSet, recogniser: Recogniser, indices: list[int], results: list[Measured], rows: Path
+    faces: FaceSet, strangers: FaceSet, recogniser: Recogniser, indices: list[int], results: list[Measured], rows: Path
 ) -> dict[str, Any]:
     crowd = Crowd(faces, recogniser)
     likenesses: list[Likeness] = []
@@ -186,15 +162,14 @@ def _figures(
     return {
         "faces": len(indices),
         "threshold_at_far_1_percent": {group: round(value, 3) for group, value in crowd.thresholds.items()},
-        "same_person_rate": _share([likeness.same_person for likeness in likenesses]),
-        "rank1_rate": _share([likeness.first for likeness in likenesses]),
-        "mean_similarity": round(float(np.mean([likeness.similarity for likeness in likenesses])), 3),
+        **rates(likenesses),
+        "other_people_of_the_kind": compare_strangers(crowd, strangers),
         "detected_rate": round(len(shift) / len(indices), 4),
         "landmark_distance": round(float(np.mean(shift)), 4),
         "landmark_distance_median": round(float(np.median(shift)), 4),
         "pose_error_degrees": round(float(np.mean(turned)), 2),
         "guidance_compared_on": len(compared),
-        "guidance_lowers_distance_rate": _share([guided < plain for guided, plain in compared]),
+        "guidance_lowers_distance_rate": share([guided < plain for guided, plain in compared]),
         "guided_over_unguided_distance": round(float(np.mean([g / p for g, p in compared])), 3),
         "made_more_than_once": sum(r.tries > 1 for r in results),
         "seconds_per_face": round(float(np.median([r.seconds for r in results])), 2),
@@ -215,10 +190,6 @@ def _write_rows(
             likeness, distance = next(found)
             cells = [f"{likeness.similarity:.4f}", int(likeness.same_person), int(likeness.first), f"{distance:.4f}"]
             writer.writerow([name, result.target.name, *cells])
-
-
-def _share(values: list[bool]) -> float:
-    return round(float(np.mean(values)), 4) if values else float("nan")
 
 
 def _sheet(

@@ -25,8 +25,9 @@ from ..guidance import feature_distance
 from ..identity import Recogniser
 from ..image import load_picture, pixels_to_tensor
 from ..pipeline import Anonymizer, Settings
+from .crowd import Crowd
 from .data import FaceSet
-from .evaluate import Crowd, as_crop
+from .evaluate import as_crop
 from .results import Job, make_missing, result_file, shuffled
 from .workers import Crew
 
