@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from faceanon_core.errors import FaceAnonError
 from faceanon_core.faces import FaceDetector
 from faceanon_core.geometry import LIPS_OUTER, RIGHT_EYE, inter_ocular
 from faceanon_core.identity import Recogniser
-from faceanon_core.image import Picture, save_picture, tensor_to_pixels
+from faceanon_core.image import Picture, load_picture, save_picture, tensor_to_pixels
 from faceanon_core.pipeline import Settings
 from faceanon_core.training import unet
 from faceanon_core.training.attributes import (
@@ -37,11 +38,11 @@ from faceanon_core.training.attributes import (
 )
 from faceanon_core.training.data import FaceRecord, FaceSet, batch_at
 from faceanon_core.training.encoder import EncoderSettings, augment, train_encoder
-from faceanon_core.training.evaluate import as_crop
+from faceanon_core.training.evaluate import evaluate
 from faceanon_core.training.labels import caption_attributes, label_faces, record_attributes
 from faceanon_core.training.loop import cosine_rate, load_checkpoint, save_checkpoint
 from faceanon_core.training.quality import Judged, compare, measure_quality, run_settings
-from faceanon_core.training.results import result_file
+from faceanon_core.training.results import as_crop, result_file, shuffled
 from faceanon_core.training.unet import LatentCache, UnetSettings, complete_labels, draw_view, train_unet
 from faceanon_core.training.vae import VaeSettings, train_vae
 from faceanon_core.training.warp import bend_proportions
@@ -317,7 +318,7 @@ def test_a_bent_picture_shows_the_face_where_its_landmarks_say(crop) -> None:
 @pytest.mark.faces
 def test_the_attributes_of_results_are_judged_against_their_sources(crop, network, anonymizer, tmp_path: Path) -> None:
     """The sources themselves stand in for the results, so that the answers are known. The third is black and refused."""
-    root, out = tmp_path / "faces", tmp_path / "out"
+    root = tmp_path / "faces"
     write_faces(crop, root, ("train", "test", "test", "test"), (1.0, 0.8, 0.6, 0.0))
     recogniser, faces = Recogniser(network), FaceSet(root, "test")
     with Crew(1) as crew:
@@ -326,8 +327,8 @@ def test_the_attributes_of_results_are_judged_against_their_sources(crop, networ
     for run in RUNS:
         for i in range(2):
             settings = plan(run, i, judges.read_source(faces, i)).settings
-            save_picture(Picture(faces.image(i)), result_file(out, faces, (run, i), settings))
-    figures = measure_attributes(root, recogniser, out, minutes=0, workers=2)
+            save_picture(Picture(faces.image(i)), result_file(tmp_path, faces, i, settings))
+    figures = measure_attributes(root, recogniser, tmp_path, minutes=0, workers=2)
     assert (figures["refused"]["hits"], figures["refused"]["of"]) == (1, 3)
     for run in RUNS:
         assert figures[run]["faces"] == 2 and figures[run]["same_person"]["share"] == 1
@@ -336,28 +337,60 @@ def test_the_attributes_of_results_are_judged_against_their_sources(crop, networ
         assert len(shares) >= 3 and sum(shares) / len(shares) >= 0.9  # a tone at a class's border may tip over
     asked = figures["asked"]["asked"].values()
     assert sum(found["exact"]["of"] for found in asked) > 0 and sum(found["exact"]["hits"] for found in asked) == 0
-    assert "100.0%" in (out / "attributes.md").read_text()
+    assert "100.0%" in (tmp_path / "attributes" / "attributes.md").read_text()
 
 
 @pytest.mark.faces
 def test_the_fast_default_is_compared_with_full_guidance(crop, network, anonymizer, tmp_path: Path) -> None:
     """Sources stand in for unguided results, targets for full ones; fast, one face is like the one, one like the other."""
-    root, out = tmp_path / "faces", tmp_path / "out"
+    root = tmp_path / "faces"
     write_faces(crop, root, ("train", "train", "test", "test"))
     faces, settings = FaceSet(root, "test"), run_settings(Settings())
     goal = [anonymizer.find_target(Settings(), as_crop(faces, i), i).image for i in range(2)]
     for i in range(2):
         source, target = faces.image(i), tensor_to_pixels(goal[i])[0]
         for run, pixels in {"unguided": source, "full": target, "fast": target if i == 0 else source}.items():
-            save_picture(Picture(pixels), result_file(out, faces, (run, i), settings[run]))
-    figures = measure_quality(root, Recogniser(network), out, minutes=0, workers=1)
+            save_picture(Picture(pixels), result_file(tmp_path, faces, i, settings[run]))
+    figures = measure_quality(root, Recogniser(network), tmp_path, minutes=0, workers=1)
     assert figures["faces"] == 2
     assert figures["distance"]["full"] < 1 < figures["distance"]["unguided"]
     assert 0.2 < figures["kept"]["value"] < 0.8
     assert figures["kept"]["low"] < 0.05 and figures["kept"]["high"] > 0.95  # either face may be drawn twice
     assert figures["same_person"] == {"unguided": 1.0, "full": 0.0, "fast": 0.5}
     assert figures["same_person_points"]["value"] == 50
-    assert "+50.0" in (out / "quality.md").read_text()
+    assert "+50.0" in (tmp_path / "quality" / "quality.md").read_text()
+
+
+@pytest.mark.faces
+def test_results_are_measured_and_what_is_no_face_is_made_again(crop, network, anonymizer, tmp_path: Path) -> None:
+    """One result is its target's picture. Of the other face, the first one is black and the second the source itself."""
+    root, settings = tmp_path / "faces", Settings()
+    write_faces(crop, root, ("train", "train", "test", "test"))
+    faces = FaceSet(root, "test")
+    off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
+    hidden, traced = shuffled(faces)
+    target = anonymizer.find_target(settings, as_crop(faces, hidden), hidden)
+    for i, run, attempt, pixels in (
+        (hidden, settings, 0, tensor_to_pixels(target.image)[0]),
+        (hidden, off, 0, faces.image(hidden)),
+        (traced, settings, 0, np.zeros((256, 256, 3), np.uint8)),
+        (traced, settings, 1, faces.image(traced)),
+    ):
+        save_picture(Picture(pixels), result_file(tmp_path, faces, i, run, attempt))
+    figures = evaluate(root, Recogniser(network), settings, tmp_path, minutes=0)
+    assert (figures["faces"], figures["detected_rate"], figures["made_more_than_once"]) == (2, 1.0, 1)
+    assert (figures["same_person_rate"], figures["guidance_lowers_distance_rate"]) == (0.5, 1.0)
+    assert figures["landmark_distance"] > 0.02 and figures["guidance_compared_on"] == 1
+    assert figures["other_people_of_the_kind"]["people"] == 4  # two of them for each
+    with (tmp_path / "evaluation" / "rows.csv").open() as handle:
+        rows = {row["name"]: row for row in csv.DictReader(handle)}
+    name = faces.records[traced].name
+    assert (rows[name]["same_person"], rows[name]["rank_1"], float(rows[name]["similarity"])) == (
+        "1",
+        "1",
+        pytest.approx(1, abs=0.02),
+    )
+    assert (load_picture(tmp_path / "evaluation" / "results" / f"{name}.png").pixels == faces.image(traced)).all()
 
 
 def test_a_face_that_is_lost_counts_for_the_distance_alone() -> None:

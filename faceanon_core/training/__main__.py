@@ -148,23 +148,23 @@ def _install(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     figures = evaluate(
-        options.faces, Recogniser(options.recogniser), Settings(), options.work / "evaluation", options.minutes,
+        options.faces, Recogniser(options.recogniser), Settings(), options.work, options.minutes,
         options.device, options.workers,
     )  # fmt: skip
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 
 def _attributes(options: argparse.Namespace) -> None:
-    logging.getLogger(__name__).info("%s", tables(_measure(options, measure_attributes, "attributes")))
+    logging.getLogger(__name__).info("%s", tables(_measure(options, measure_attributes)))
 
 
 def _quality(options: argparse.Namespace) -> None:
-    logging.getLogger(__name__).info("%s", quality_table(_measure(options, measure_quality, "quality")))
+    logging.getLogger(__name__).info("%s", quality_table(_measure(options, measure_quality)))
 
 
-def _measure(options: argparse.Namespace, measure: Callable[..., dict[str, Any]], folder: str) -> dict[str, Any]:
+def _measure(options: argparse.Namespace, measure: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return measure(
-        options.faces, Recogniser(options.recogniser), options.work / folder, options.limit, options.minutes,
+        options.faces, Recogniser(options.recogniser), options.work, options.limit, options.minutes,
         device=options.device, workers=options.workers,
     )  # fmt: skip
 

@@ -164,19 +164,20 @@ def _least_squares(rows: NDArray[np.float64], labels: list[str | None], values: 
 
 
 def measure_attributes(
-    root: Path, recogniser: Recogniser, out: Path, limit: int | None = None, minutes: float = 1e9, device: str = "cpu",
+    root: Path, recogniser: Recogniser, work: Path, limit: int | None = None, minutes: float = 1e9, device: str = "cpu",
     workers: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Make every run's results of the test faces in `root` and judge them.
 
     Args:
-        out: results and figures; a result that is there already, made with the same weights and settings, is kept.
+        work: results that are there already, made with the same weights and settings, are kept.
         limit: how many faces, None for all. One that the pipeline refuses is counted and left out.
         minutes: stop making results after this long and judge those that are there.
         device: where results are made.
         workers: how many processes work at it, None for one per core.
-    Returns: the figures, also written to `out/attributes.json` and, as tables, `out/attributes.md`.
+    Returns: the figures, also written to `work/attributes/attributes.json` and, as tables, `attributes.md`.
     """
+    out = work / "attributes"
     out.mkdir(parents=True, exist_ok=True)
     faces = FaceSet(root, "test")
     chosen = shuffled(faces, limit)
@@ -186,7 +187,7 @@ def measure_attributes(
         taken = [i for i in chosen if sources[i].accepted]
         plans = {(run, i): plan(run, i, sources[i].sure) for run, i in _everything(taken)}
         wanted = {job: each.settings for job, each in plans.items()}
-        files = {job: result_file(out, faces, job, settings) for job, settings in wanted.items()}
+        files = {job: result_file(work, faces, job[1], settings) for job, settings in wanted.items()}
         made = make_missing(root, files, wanted, crew, minutes, device)
         judged = crew.spread(partial(_judge_share, root, recogniser, second), made)
     rows = [

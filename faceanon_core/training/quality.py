@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -21,14 +20,13 @@ from ..engines import usable_cores
 from ..evaluation.measures import landmark_distance
 from ..faces import face_at
 from ..geometry import Box
-from ..guidance import feature_distance
 from ..identity import Recogniser
-from ..image import load_picture, pixels_to_tensor
+from ..image import load_picture
 from ..pipeline import Anonymizer, Settings
 from .crowd import Crowd
 from .data import FaceSet
-from .evaluate import as_crop
-from .results import Job, make_missing, result_file, shuffled
+from .evaluate import target_distance
+from .results import Job, as_crop, make_missing, result_file, shuffled
 from .workers import Crew
 
 RUNS = ("unguided", "full", "fast")
@@ -58,26 +56,27 @@ def run_settings(fast: Settings) -> dict[str, Settings]:
 
 
 def measure_quality(
-    root: Path, recogniser: Recogniser, out: Path, limit: int | None = None, minutes: float = 1e9, device: str = "cpu",
+    root: Path, recogniser: Recogniser, work: Path, limit: int | None = None, minutes: float = 1e9, device: str = "cpu",
     workers: int | None = None, fast: Settings | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Make the test faces in `root` without guidance, with all of it and fast, and compare.
 
     Args:
-        out: results and figures; a result that is there already, made with the same weights and settings, is kept.
+        work: results that are there already, made with the same weights and settings, are kept.
         limit: how many faces, None for all.
         minutes: stop making results after this long and compare the faces of which all three are there.
         device: where results are made.
         workers: how many processes work at it, None for one per core.
         fast: None for the defaults.
-    Returns: the figures, also written to `out/quality.json` and, as a table, `out/quality.md`.
+    Returns: the figures, also written to `work/quality/quality.json` and, as a table, `quality.md`.
     """
+    out = work / "quality"
     out.mkdir(parents=True, exist_ok=True)
     faces, settings = FaceSet(root, "test"), run_settings(fast or Settings())
     rng, chosen = np.random.default_rng(0), shuffled(faces, limit)
     # face by face, since time may run out; runs in random order, so that no worker gets all of the slow ones
     wanted = {(RUNS[run], i): settings[RUNS[run]] for i in chosen for run in rng.permutation(len(RUNS))}
-    files = {job: result_file(out, faces, job, each) for job, each in wanted.items()}
+    files = {job: result_file(work, faces, job[1], each) for job, each in wanted.items()}
     with Crew(workers or usable_cores()) as crew:
         made = make_missing(root, files, wanted, crew, minutes, device)
         judged = crew.spread(partial(_judge_share, root, recogniser, settings["fast"]), made)
@@ -98,9 +97,7 @@ def _judge_share(
     for (run, i), file in tqdm(jobs, desc="judging", unit="result", mininterval=20):
         pixels, source = load_picture(file).pixels, faces.landmarks[i]
         target = anonymizer.find_target(settings, as_crop(faces, i), settings.seed + i)
-        with torch.no_grad():
-            reached, aim = (anonymizer.encoder.features(x) for x in (pixels_to_tensor(pixels), target.image))
-        distance = float(feature_distance(reached, aim, settings.guidance.tokens))
+        distance = target_distance(anonymizer, pixels, target, settings)
         found = face_at(Box.around(source), anonymizer.detector.detect(pixels))
         same = shift = float("nan")
         if found is not None:
