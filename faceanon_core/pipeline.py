@@ -128,6 +128,7 @@ class FaceReport:
     reason: str = ""  # why it was redacted or kept
     readout: list[dict[str, float]] = field(default_factory=list)  # per step "sigma", and the losses where it has a gradient
     verdicts: list[Verdict] = field(default_factory=list)  # one per recogniser that checked it
+    tries: int = 1  # how often it was made
 
     @property
     def similarity(self) -> float | None:
@@ -343,7 +344,9 @@ class Anonymizer:
         if done.failed:
             raise AnonymizationError(done.reason)
         (judgement,) = done.judgements
-        report = FaceReport(face, "anonymized", target.name, readout=readout, verdicts=judgement.verdicts)
+        report = FaceReport(
+            face, "anonymized", target.name, readout=readout, verdicts=judgement.verdicts, tries=done.tries[0]
+        )
         return stitch_face(image, crop, done.results, mask.seam), report
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,10 +23,10 @@ from faceanon_core.attributes import BY_NAME
 from faceanon_core.diffusion import load_vae
 from faceanon_core.errors import FaceAnonError
 from faceanon_core.faces import FaceDetector
-from faceanon_core.geometry import LIPS_OUTER, RIGHT_EYE, inter_ocular
+from faceanon_core.geometry import LIPS_OUTER, RIGHT_EYE, inter_ocular, upright_frame
 from faceanon_core.identity import Recogniser
-from faceanon_core.image import Picture, load_picture, save_picture, tensor_to_pixels
-from faceanon_core.pipeline import Settings
+from faceanon_core.image import load_picture, tensor_to_pixels
+from faceanon_core.target import gallery_index, gallery_target
 from faceanon_core.training import unet
 from faceanon_core.training.attributes import (
     JUDGES,
@@ -42,7 +43,7 @@ from faceanon_core.training.evaluate import evaluate
 from faceanon_core.training.labels import caption_attributes, label_faces, record_attributes
 from faceanon_core.training.loop import cosine_rate, load_checkpoint, save_checkpoint
 from faceanon_core.training.quality import Judged, compare, measure_quality, run_settings
-from faceanon_core.training.results import as_crop, result_file, shuffled
+from faceanon_core.training.results import SETTINGS, Made, result_file, shuffled
 from faceanon_core.training.unet import LatentCache, UnetSettings, complete_labels, draw_view, train_unet
 from faceanon_core.training.vae import VaeSettings, train_vae
 from faceanon_core.training.warp import bend_proportions
@@ -327,7 +328,7 @@ def test_the_attributes_of_results_are_judged_against_their_sources(crop, networ
     for run in RUNS:
         for i in range(2):
             settings = plan(run, i, judges.read_source(faces, i)).settings
-            save_picture(Picture(faces.image(i)), result_file(tmp_path, faces, i, settings))
+            Made.keep(result_file(tmp_path, faces, i, settings), faces.image(i), "anna")
     figures = measure_attributes(root, recogniser, tmp_path, minutes=0, workers=2)
     assert (figures["refused"]["hits"], figures["refused"]["of"]) == (1, 3)
     for run in RUNS:
@@ -341,19 +342,19 @@ def test_the_attributes_of_results_are_judged_against_their_sources(crop, networ
 
 
 @pytest.mark.faces
-def test_the_fast_default_is_compared_with_full_guidance(crop, network, anonymizer, tmp_path: Path) -> None:
+def test_the_fast_default_is_compared_with_full_guidance(crop, network, tmp_path: Path) -> None:
     """Sources stand in for unguided results, targets for full ones; fast, one face is like the one, one like the other."""
     root = tmp_path / "faces"
     write_faces(crop, root, ("train", "train", "test", "test"))
-    faces, settings = FaceSet(root, "test"), run_settings(Settings())
-    goal = [anonymizer.find_target(Settings(), as_crop(faces, i), i).image for i in range(2)]
+    faces, settings = FaceSet(root, "test"), run_settings(SETTINGS)
+    name, target = target_in_place_of(crop)
     for i in range(2):
-        source, target = faces.image(i), tensor_to_pixels(goal[i])[0]
+        source = faces.image(i)
         for run, pixels in {"unguided": source, "full": target, "fast": target if i == 0 else source}.items():
-            save_picture(Picture(pixels), result_file(tmp_path, faces, i, settings[run]))
+            Made.keep(result_file(tmp_path, faces, i, settings[run]), pixels, name)
     figures = measure_quality(root, Recogniser(network), tmp_path, minutes=0, workers=1)
     assert figures["faces"] == 2
-    assert figures["distance"]["full"] < 1 < figures["distance"]["unguided"]
+    assert figures["distance"]["full"] < 0.5 * figures["distance"]["unguided"]
     assert 0.2 < figures["kept"]["value"] < 0.8
     assert figures["kept"]["low"] < 0.05 and figures["kept"]["high"] > 0.95  # either face may be drawn twice
     assert figures["same_person"] == {"unguided": 1.0, "full": 0.0, "fast": 0.5}
@@ -361,36 +362,40 @@ def test_the_fast_default_is_compared_with_full_guidance(crop, network, anonymiz
     assert "+50.0" in (tmp_path / "quality" / "quality.md").read_text()
 
 
+def target_in_place_of(crop) -> tuple[str, np.ndarray]:
+    """A gallery face's name, and a picture in which it takes the place that the face has in `crop`."""
+    name = sorted(gallery_index())[0]
+    frame = upright_frame(crop.landmarks, 256)
+    back = cv2.invertAffineTransform(frame.matrix)
+    return name, cv2.warpAffine(tensor_to_pixels(gallery_target(name).image)[0], back, (256, 256))
+
+
 @pytest.mark.faces
-def test_results_are_measured_and_what_is_no_face_is_made_again(crop, network, anonymizer, tmp_path: Path) -> None:
-    """One result is its target's picture. Of the other face, the first one is black and the second the source itself."""
-    root, settings = tmp_path / "faces", Settings()
-    write_faces(crop, root, ("train", "train", "test", "test"))
-    faces = FaceSet(root, "test")
-    off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
-    hidden, traced = shuffled(faces)
-    target = anonymizer.find_target(settings, as_crop(faces, hidden), hidden)
-    for i, run, attempt, pixels in (
-        (hidden, settings, 0, tensor_to_pixels(target.image)[0]),
-        (hidden, off, 0, faces.image(hidden)),
-        (traced, settings, 0, np.zeros((256, 256, 3), np.uint8)),
-        (traced, settings, 1, faces.image(traced)),
-    ):
-        save_picture(Picture(pixels), result_file(tmp_path, faces, i, run, attempt))
-    figures = evaluate(root, Recogniser(network), settings, tmp_path, minutes=0)
-    assert (figures["faces"], figures["detected_rate"], figures["made_more_than_once"]) == (2, 1.0, 1)
-    assert (figures["same_person_rate"], figures["guidance_lowers_distance_rate"]) == (0.5, 1.0)
-    assert figures["landmark_distance"] > 0.02 and figures["guidance_compared_on"] == 1
-    assert figures["other_people_of_the_kind"]["people"] == 4  # two of them for each
+def test_results_are_measured_beside_other_people_and_refusals_counted(crop, network, tmp_path: Path) -> None:
+    """One result is its target's picture, one the source itself; the third face is black and refused."""
+    root = tmp_path / "faces"
+    splits = ("train", "test", "test", "test")
+    hidden, traced, black = shuffled(FaceSet(write_faces(crop, root, splits), "test"))
+    faces = FaceSet(
+        write_faces(crop, root, splits, (1.0, *(0.0 if i == black else 0.8 - 0.2 * i for i in range(3)))), "test"
+    )
+    off = replace(SETTINGS, guidance=replace(SETTINGS.guidance, strength=0.0))
+    name, target = target_in_place_of(crop)
+    for i, pixels in ((hidden, target), (traced, faces.image(traced))):
+        Made.keep(result_file(tmp_path, faces, i, SETTINGS), pixels, name, tries=1 + (i == traced))
+        Made.keep(result_file(tmp_path, faces, i, off), faces.image(i), name)
+    figures = evaluate(root, Recogniser(network), tmp_path)
+    assert (figures["faces"], figures["refused"], figures["detected_rate"]) == (2, 1, 1.0)
+    assert (figures["same_person_rate"], figures["made_more_than_once"]) == (0.5, 1)
+    assert figures["landmark_distance"] > 0.01 and figures["guidance_compared_on"] == 1
+    assert figures["guidance_lowers_distance_rate"] == 1.0
+    assert figures["other_people_of_the_kind"]["people"] == 3  # the only one for each
     with (tmp_path / "evaluation" / "rows.csv").open() as handle:
         rows = {row["name"]: row for row in csv.DictReader(handle)}
-    name = faces.records[traced].name
-    assert (rows[name]["same_person"], rows[name]["rank_1"], float(rows[name]["similarity"])) == (
-        "1",
-        "1",
-        pytest.approx(1, abs=0.02),
-    )
-    assert (load_picture(tmp_path / "evaluation" / "results" / f"{name}.png").pixels == faces.image(traced)).all()
+    source = faces.records[traced].name
+    assert float(rows[source]["similarity"]) == pytest.approx(1, abs=0.02)
+    assert (rows[source]["same_person"], rows[source]["target"]) == ("1", name)
+    assert (load_picture(tmp_path / "evaluation" / "results" / f"{source}.png").pixels == faces.image(traced)).all()
 
 
 def test_a_face_that_is_lost_counts_for_the_distance_alone() -> None:

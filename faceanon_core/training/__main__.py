@@ -26,7 +26,6 @@ from ..engines import usable_cores
 from ..evaluation.observe import file_hash
 from ..geometry import FloatArray
 from ..identity import Recogniser
-from ..pipeline import Settings
 from ..weights import ASSETS
 from .attributes import measure_attributes, tables
 from .data import FaceSet
@@ -148,8 +147,7 @@ def _install(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     figures = evaluate(
-        options.faces, Recogniser(options.recogniser), Settings(), options.work, options.minutes,
-        options.device, options.workers,
+        options.faces, Recogniser(options.recogniser), options.work, options.minutes, options.device, options.workers
     )  # fmt: skip
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 

@@ -32,7 +32,7 @@ from ..weights import ASSETS
 from .crowd import Crowd
 from .data import FaceSet
 from .labels import record_attributes
-from .results import Job, make_missing, result_file, shuffled
+from .results import SETTINGS, Job, make_missing, result_file, shuffled
 from .workers import Crew
 
 # In the order in which they are made; "off": the same without any guidance. "default" neither asks nor keeps more.
@@ -76,7 +76,7 @@ def plan(run: str, i: int, reading: Reading) -> Plan:
 
     Each face is asked for one attribute, in turn, among those the judges are sure of; its value is any other one in turn.
     """
-    settings, asked = Settings(), {}
+    settings, asked = SETTINGS, {}
     if run.startswith("asked"):
         shown = {JUDGES[judge]: value for judge, value in reading.items() if value is not None}
         names = [name for name in ASKED if name in shown]

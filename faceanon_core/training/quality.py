@@ -21,12 +21,11 @@ from ..evaluation.measures import landmark_distance
 from ..faces import face_at
 from ..geometry import Box
 from ..identity import Recogniser
-from ..image import load_picture
 from ..pipeline import Anonymizer, Settings
 from .crowd import Crowd
 from .data import FaceSet
 from .evaluate import target_distance
-from .results import Job, as_crop, make_missing, result_file, shuffled
+from .results import SETTINGS, Job, Made, make_missing, result_file, shuffled
 from .workers import Crew
 
 RUNS = ("unguided", "full", "fast")
@@ -72,7 +71,7 @@ def measure_quality(
     """
     out = work / "quality"
     out.mkdir(parents=True, exist_ok=True)
-    faces, settings = FaceSet(root, "test"), run_settings(fast or Settings())
+    faces, settings = FaceSet(root, "test"), run_settings(fast or SETTINGS)
     rng, chosen = np.random.default_rng(0), shuffled(faces, limit)
     # face by face, since time may run out; runs in random order, so that no worker gets all of the slow ones
     wanted = {(RUNS[run], i): settings[RUNS[run]] for i in chosen for run in rng.permutation(len(RUNS))}
@@ -95,13 +94,12 @@ def _judge_share(
     crowd = Crowd(faces, recogniser)
     judged = {}
     for (run, i), file in tqdm(jobs, desc="judging", unit="result", mininterval=20):
-        pixels, source = load_picture(file).pixels, faces.landmarks[i]
-        target = anonymizer.find_target(settings, as_crop(faces, i), settings.seed + i)
-        distance = target_distance(anonymizer, pixels, target, settings)
-        found = face_at(Box.around(source), anonymizer.detector.detect(pixels))
+        made, source = Made(file), faces.landmarks[i]
+        distance = target_distance(anonymizer.encoder, made, source, settings)
+        found = face_at(Box.around(source), anonymizer.detector.detect(made.pixels))
         same = shift = float("nan")
         if found is not None:
-            same = float(crowd.compare(i, pixels, found.landmarks).same_person)
+            same = float(crowd.compare(i, made.pixels, found.landmarks).same_person)
             shift = landmark_distance(source, found.landmarks)
         judged[run, i] = Judged(distance, same, shift)
     return judged

@@ -1,8 +1,12 @@
-"""Results of the test faces, kept as files: a run that was cut off goes on where it stopped, and commands share results."""
+"""Results of the test faces, kept as files: a run that was cut off goes on where it stopped, and commands share results.
+
+They are made as `faceanon anonymize FOLDER` makes them, from the whole 256 px picture.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,20 +14,36 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
-from ..crop import FaceCrop
+from ..errors import AnonymizationError, NoFaceError
 from ..evaluation.baselines import settings_key
-from ..geometry import UprightFrame
-from ..image import Picture, save_picture, tensor_to_pixels
+from ..geometry import FloatArray, upright_frame, warp_square
+from ..image import Picture, load_picture, pixels_to_tensor, save_picture
 from ..pipeline import Anonymizer, Settings
-from ..regions import region_mask
-from ..retry import TRY_SEED
-from ..target import Target
 from .data import FaceSet
 from .workers import Crew
 
 Job = tuple[str, int]  # a run and the test face it is of
+
+SETTINGS = Settings(own_seed=True)  # the defaults of a folder run
+
+
+class Made:
+    """A result: `pixels` (256, 256, 3) uint8 RGB, its target's name and how often it was made until it was a face."""
+
+    def __init__(self, file: Path) -> None:
+        said = json.loads(_note(file).read_text(encoding="utf-8"))
+        self.target: str = said["target"]
+        self.tries: int = said["tries"]
+        self.pixels = load_picture(file).pixels
+
+    @staticmethod
+    def keep(file: Path, pixels: NDArray[np.uint8], target: str, tries: int = 1) -> None:
+        """Write a result."""
+        save_picture(Picture(pixels), file, overwrite=True)
+        _write_note(file, {"target": target, "tries": tries})
 
 
 def shuffled(faces: FaceSet, limit: int | None = None) -> list[int]:
@@ -31,52 +51,58 @@ def shuffled(faces: FaceSet, limit: int | None = None) -> list[int]:
     return [int(i) for i in np.random.default_rng(0).permutation(len(faces))[:limit]]
 
 
-def result_file(work: Path, faces: FaceSet, i: int, settings: Settings, attempt: int = 0) -> Path:
-    """Where the result of test face `i` is kept: another place when weights, gallery or settings change.
-
-    Args:
-        attempt: how often the face was made before because none was recognisable; the seed goes on, the target stays.
-    """
-    key = hashlib.sha256(settings_key(settings, attempt).encode()).hexdigest()[:10]
+def result_file(work: Path, faces: FaceSet, i: int, settings: Settings) -> Path:
+    """Where the result of test face `i` is kept: another place when weights, gallery or settings change."""
+    key = hashlib.sha256(settings_key(settings).encode()).hexdigest()[:10]
     return work / "made" / f"{faces.records[i].name}-{key}.png"
 
 
 def make_missing(
-    root: Path, files: dict[Job, Path], settings: dict[Job, Settings], crew: Crew, minutes: float, device: str,
-    attempt: int = 0,
-) -> list[tuple[Job, Path]]:  # fmt: skip
-    """Make the results that are not there yet, until the time is up. Returns: those that are there then."""
-    missing = {file: (job[1], settings[job], file) for job, file in files.items() if not file.is_file()}
-    crew.spread(partial(_make_share, root, device, time.time() + 60 * minutes, attempt), list(missing.values()))
-    return [(job, file) for job, file in files.items() if file.is_file()]
+    root: Path, files: dict[Job, Path], settings: dict[Job, Settings], crew: Crew, minutes: float, device: str
+) -> list[tuple[Job, Path]]:
+    """Make the results that are not there yet, until the time is up.
+
+    Returns: those that are there then. What the pipeline refuses is noted, not tried again, and not among them.
+    """
+    missing = {file: (job[1], settings[job], file) for job, file in files.items() if not _note(file).is_file()}
+    crew.spread(partial(_make_share, root, device, time.time() + 60 * minutes), list(missing.values()))
+    return [(job, file) for job, file in files.items() if _note(file).is_file() and file.is_file()]
 
 
-def _make_share(
-    root: Path, device: str, deadline: float, attempt: int, jobs: Sequence[tuple[int, Settings, Path]]
-) -> dict[Path, None]:
+def _make_share(root: Path, device: str, deadline: float, jobs: Sequence[tuple[int, Settings, Path]]) -> dict[Path, None]:
     """One worker's part of the results; they are files, and nothing comes back."""
     anonymizer, faces = Anonymizer(device=device), FaceSet(root, "test")
     for i, settings, file in tqdm(jobs, desc="making", unit="face", mininterval=20):
         if time.time() > deadline:
             break
-        crop, seed = as_crop(faces, i), settings.seed + i
-        target = anonymizer.find_target(settings, crop, seed)
-        pixels = regenerate_crop(anonymizer, crop, settings, target, seed + attempt * TRY_SEED)
-        save_picture(Picture(pixels), file, overwrite=True)
+        try:
+            result = anonymizer.anonymize(faces.image(i), settings)
+        except (AnonymizationError, NoFaceError) as error:
+            _write_note(file, {"refused": str(error)})
+            continue
+        Made.keep(file, result.pixels, result.faces[0].target or "", result.faces[0].tries)
     return {}
 
 
-def as_crop(faces: FaceSet, i: int) -> FaceCrop:
-    """A test face as the crop it already is."""
-    frame = UprightFrame(np.eye(2, 3, dtype=np.float32), 256)
-    return FaceCrop(frame, np.array(faces.image(i)), faces.landmarks[i])
+def is_refused(file: Path) -> bool:
+    """Whether the pipeline refused to make this result."""
+    return _note(file).is_file() and not file.is_file()
 
 
-def regenerate_crop(
-    anonymizer: Anonymizer, crop: FaceCrop, settings: Settings, target: Target, seed: int
-) -> NDArray[np.uint8]:
-    """Another face in a crop, blended through its seam; (S, S, 3) uint8 RGB."""
-    labels = anonymizer.parser.parse(crop.pixels, crop.landmarks)
-    mask = region_mask(labels, settings.regions, anonymizer.parser)
-    result = anonymizer.regenerate(crop, mask, target, settings, seed)
-    return tensor_to_pixels(crop.tensor + mask.seam * (result - crop.tensor))[0]
+def _note(file: Path) -> Path:
+    """What is known of a result; there once it is made or refused."""
+    return file.with_suffix(".json")
+
+
+def _write_note(file: Path, said: dict[str, str | int]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _note(file).write_text(json.dumps(said) + "\n", encoding="utf-8")
+
+
+def face_crop(pixels: NDArray[np.uint8], landmarks: FloatArray) -> Tensor:
+    """The upright square around a face as the pipeline cuts it out, (1, 3, 256, 256) float 0..1.
+
+    Args:
+        landmarks: (478, 2) of the source, for results as well.
+    """
+    return pixels_to_tensor(warp_square(pixels, upright_frame(landmarks, 256).matrix, 256))
