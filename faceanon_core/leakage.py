@@ -43,7 +43,7 @@ def kept_region_warning(choice: RegionChoice) -> str | None:
     table = measured_leakage()
     lines = table["kept"]
     told = [f"with the {name} kept {_say(lines[name], table)}" for name in lines if _covers(name, kept)]
-    measured = f" Measured with {table['network']}: {', '.join(told)}; with {NOTHING} {_say(lines[NOTHING], table)}."
+    measured = f" Measured on the demo model with {table['network']}: {', '.join(told)}; with {NOTHING} {_say(lines[NOTHING], table)}."
     return (
         f"parts of the face stay ({', '.join(sorted(kept))}), and what stays can identify the person; several parts tell "
         f"more than each alone.{measured if told else ''}"
@@ -62,8 +62,8 @@ def late_start_warning(denoise: float) -> str | None:
         return None
     nearest = min(shares[:-1], key=lambda share: abs(share - denoise))
     return (
-        f"denoise {denoise:g} starts from the source with less than all of the noise, so that the person shines through. "
-        f"Measured with {table['network']}: begun at {nearest:.0%} of the schedule "
+        f"denoise {denoise:g} starts from the source with less than all of the noise, and what is left of it can show the "
+        f"person. Measured on the demo model with {table['network']}: begun at {nearest:.0%} of the schedule "
         f"{_say(table['start'][f'{nearest:g}'], table)}; at 100% {_say(table['start']['1'], table)}."
     )
 
