@@ -43,10 +43,11 @@ def kept_region_warning(choice: RegionChoice) -> str | None:
     table = measured_leakage()
     lines = table["kept"]
     told = [f"with the {name} kept {_say(lines[name], table)}" for name in lines if _covers(name, kept)]
-    measured = f" Measured on the demo model with {table['network']}: {', '.join(told)}; with {NOTHING} {_say(lines[NOTHING], table)}."
+    told.append(f"with {NOTHING} {_say(lines[NOTHING], table)}")
+    measured = f" Measured on the demo model with {table['network']}: {'; '.join(told)}."
     return (
         f"parts of the face stay ({', '.join(sorted(kept))}), and what stays can identify the person; several parts tell "
-        f"more than each alone.{measured if told else ''}"
+        f"more than each alone.{measured if len(told) > 1 else ''}"
     )
 
 
