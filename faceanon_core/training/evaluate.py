@@ -64,7 +64,8 @@ def evaluate(
     """
     out = work / "evaluation"
     (out / "results").mkdir(parents=True, exist_ok=True)
-    faces, chosen = FaceSet(root, "test"), shuffled(FaceSet(root, "test"))
+    faces = FaceSet(root, "test")
+    chosen = shuffled(faces)
     off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
     wanted = {("default", i): settings for i in chosen} | {("unguided", i): off for i in chosen[::_COMPARED]}
     files = {job: result_file(work, faces, job[1], each) for job, each in wanted.items()}
