@@ -118,7 +118,7 @@ class DemoModel:
 
     def decode_rough(self, latent: Tensor) -> Tensor:
         """`decode` in bfloat16 where the hardware has it: for the guidance, which never shows its pixels."""
-        with self._reduced():
+        with native_bfloat16(self.device):
             return self.decode(latent).float()
 
     @torch.no_grad()
@@ -140,16 +140,13 @@ class DemoModel:
         return denoised * cond.mask + cond.source_latent * (1 - cond.mask)
 
     def _velocity(self, inputs: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        with self._reduced():
+        with native_bfloat16(self.device):
             v: Tensor = self.unet(inputs, self._timestep(sigma), encoder_hidden_states=context).sample.float()
         return v
 
     def sigmas(self, steps: int) -> Tensor:
         """Decreasing noise levels of `steps` steps, (steps + 1,), the last one 0; uniform in training time."""
         return torch.from_numpy(schedule_sigmas(steps))
-
-    def _reduced(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_native_bfloat16(self.device))
 
     def _timestep(self, sigma: Tensor) -> Tensor:
         distance = (sigma.log().cpu()[:, None] - self._log_sigmas).abs()
@@ -164,6 +161,11 @@ def has_native_bfloat16(device: torch.device) -> bool:
         found = torch.cpu.get_capabilities()
         return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
     return False
+
+
+def native_bfloat16(device: torch.device) -> Any:
+    """Autocast to bfloat16 on devices that compute in it natively; emulated, a convolution takes a hundred times as long."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device))
 
 
 def build_vae() -> nn.Module:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..attributes import LEARNED, Attributes, to_indices
+from ..diffusion import native_bfloat16
 from ..encoder import DemoEncoder, landmark_targets
 from .data import FaceSet, batch_at
 from .loop import Parts, Run, train
@@ -98,7 +99,7 @@ def _loss(
     encoder: DemoEncoder, views: list[tuple[Tensor, Tensor]], targets: Tensor, weights: list[Tensor],
     settings: EncoderSettings,
 ) -> tuple[Tensor, Parts]:  # fmt: skip
-    with torch.autocast(targets.device.type, torch.bfloat16):
+    with native_bfloat16(targets.device):
         features = encoder.features(torch.cat([image for image, _ in views]))
     summary = encoder.summary(features.float())
     attribute_loss = summary.new_zeros(())

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..attributes import BY_NAME, LEARNED, Attributes, to_indices
-from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet
+from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet, native_bfloat16
 from ..errors import InputError
 from ..geometry import FloatArray
 from ..image import pixels_to_tensor, tensor_to_pixels
@@ -157,7 +157,7 @@ class LatentCache:
     def _store(self, indices: list[int], views: list[View], view: int) -> None:
         pixels = np.stack([drawn.pixels for drawn in views] + [drawn.hidden for drawn in views])
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with native_bfloat16(self.device):
             encoded = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latents
         latents, masked = (encoded.float() * LATENT_SCALE).half().chunk(2)
         self.latents[indices], self.masked[indices] = latents, masked
@@ -290,7 +290,7 @@ def _loss(
     noisy = schedule.add_noise(latents, noise, timesteps)
     wanted = schedule.get_velocity(latents, noise, timesteps)
     inputs = torch.cat([noisy, masks, masked], dim=1).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
+    with native_bfloat16(device):
         v = unet(inputs, timesteps, encoder_hidden_states=context).sample.float()
     weight = settings.outside_weight + (1 - settings.outside_weight) * masks
     loss: Tensor = ((v - wanted) ** 2 * weight).mean() / weight.mean()
