@@ -304,11 +304,19 @@ def open_networks(case: str, precision: str | None, device: torch.device) -> Net
         if precision is not None:
             raise InputError("the demo model has a precision of its own, which the heading names; leave --precision out")
         return _demo(device)
-    if precision is not None and precision not in PRECISIONS:
+    return _sd15(usable_precision(precision, device), device)
+
+
+def usable_precision(precision: str | None, device: torch.device) -> str:
+    """`precision`, fp32 for None. Raises: InputError if there is none of that name, or the device only emulates it."""
+    precision = precision or "fp32"
+    if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on the CPU choose bf16 or fp32")
-    return _sd15(precision or "fp32", device)
+    if precision == "bf16" and not has_native_bfloat16(device):
+        raise InputError(f"this {device.type} only emulates bf16, so it would take hours and say nothing; choose fp32")
+    return precision
 
 
 def _demo(device: torch.device) -> Networks:

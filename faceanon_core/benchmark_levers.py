@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from .benchmark import (
-    PRECISIONS,
     Decoder,
     Sd15,
     Work,
@@ -22,12 +21,12 @@ from .benchmark import (
     sd15_denoiser,
     timed,
     tiny_decoder,
+    usable_precision,
     watch_memory,
 )
 from .checks import usable_device
 from .diffusion import DemoModel
 from .encoder import load_demo_encoder
-from .errors import InputError
 from .guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from .target import gallery_index, gallery_target
 from .weights import ASSETS
@@ -52,13 +51,12 @@ def benchmark_levers(precision: str | None = None, runs: int = 3, device: str = 
     """Measure every lever by itself. Returns: the lines of two tables in Markdown.
 
     Args:
-        precision: of the weights, one of `benchmark.PRECISIONS`.
+        precision: of the weights, see `benchmark.usable_precision`.
         runs: of each line, unless it is slow.
-    Raises: InputError for an unknown precision or device.
+    Raises: InputError for a precision or device that cannot be measured.
     """
-    place, precision = usable_device(device), precision or "fp32"
-    if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    place = usable_device(device)
+    precision = usable_precision(precision, place)
     rows = ["| | seconds | times the line it changes | peak MB |", "|---|---|---|---|"]
     seconds: dict[str, float] = {}
     for line in _lines(build_sd15(precision, place), precision, place):

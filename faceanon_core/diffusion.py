@@ -164,7 +164,7 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def native_bfloat16(device: torch.device) -> Any:
-    """Autocast to bfloat16 on devices that compute in it natively; emulated, a convolution takes a hundred times as long."""
+    """Autocast to bfloat16 on devices that compute in it natively: emulated, it takes far longer than float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device))
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
 from skimage import data
 
 from faceanon_core import cli
 from faceanon_core.attributes import LEARNED
 from faceanon_core.check import check_picture
+from faceanon_core.diffusion import has_native_bfloat16
 from faceanon_core.folder import JOURNAL
 from faceanon_core.sketch import DRAWN
 from faceanon_core.target import gallery_index
@@ -552,5 +554,8 @@ def test_the_benchmark_says_what_it_cannot_measure(capsys) -> None:
     assert "the demo model has a precision of its own" in capsys.readouterr().err
     assert run("benchmark", "sd15", "--precision", "fp16") == 2
     assert "fp16 is for GPUs; on the CPU choose bf16 or fp32" in capsys.readouterr().err
+    for emulating in (case for case in ("sd15", "levers") if not has_native_bfloat16(torch.device("cpu"))):
+        assert run("benchmark", emulating, "--precision", "bf16") == 2
+        assert "this cpu only emulates bf16" in capsys.readouterr().err
     assert run("benchmark", "demo", "--device", "meta") == 2
     assert "time and memory are measured on the CPU and on CUDA GPUs, not on 'meta'" in capsys.readouterr().err
