@@ -23,6 +23,7 @@ from faceanon_core.diffusion import (
     has_native_bfloat16,
     last_sigma,
     load_vae,
+    native_bfloat16,
     schedule_sigmas,
 )
 from faceanon_core.errors import WeightsError
@@ -81,7 +82,7 @@ def test_the_prediction_is_that_of_diffusers_ddim_for_v(model, source, cond, tim
     noise = seeded_noise(0)(source)
     x_t = ddim.add_noise(source, noise, torch.tensor([timestep]))
     inputs = torch.cat([x_t, cond.mask, cond.masked_latent], 1)
-    with model._reduced():  # the model's own precision on this machine
+    with native_bfloat16(model.device):  # the model's own precision on this machine
         v = model.unet(inputs, timestep, encoder_hidden_states=cond.context).sample.float()
     expected = ddim.step(v, timestep, x_t).pred_original_sample
     alpha = ddim.alphas_cumprod[timestep]
