@@ -121,8 +121,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--drawn", type=float,
-        help="share of the steps, from the first, in which the model sees the drawing of pose and expression; below 1 "
-        "it is free in the details: natural in even light, broken in hard light (default: 1)",
+        help="share of the steps, from the first, in which the model sees the features' lines, then their light alone: "
+        "below about 0.5 faces look natural, and more like their sources (default: 1)",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
     parser.add_argument(
@@ -131,8 +131,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "each for a folder, 0 for a picture or the reference preset)",
     )  # fmt: skip
     parser.add_argument(
-        "--preset", choices=("default", "reference"), default="default",
-        help="reference: the paper's settings to the letter, slower and without the defaults' care for pose",
+        "--preset", choices=("default", "natural", "reference"), default="default",
+        help="natural: features where people have them, better looking but more like the source, so name a recogniser as "
+        "well; reference: the paper's settings to the letter, slower and without the defaults' care for pose",
     )  # fmt: skip
     parser.add_argument("--faces", default="all", help="all, largest, or how many of the largest (default: all)")
     parser.add_argument(
@@ -153,10 +154,10 @@ def _seed(text: str) -> int | str:
 def _settings(options: argparse.Namespace) -> Settings:
     from .encoder import DemoEncoder
     from .guidance import TermSettings
-    from .pipeline import Settings, reference_settings
+    from .pipeline import Settings, natural_settings, reference_settings
     from .regions import RegionChoice
 
-    preset = Settings()
+    preset = natural_settings() if options.preset == "natural" else Settings()
     if options.preset == "reference":
         preset = reference_settings((_guide(options.encoder) or DemoEncoder).unit_strength)
     guidance, away = preset.guidance, options.away_identity

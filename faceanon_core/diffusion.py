@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .attributes import LEARNED, Attributes, to_indices
+from .eight_bits import read_weights
 from .errors import WeightsError
 
 log = logging.getLogger(__name__)
@@ -222,12 +221,7 @@ def _all_sigmas() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _load(module: Any, path: Path, device: torch.device) -> Any:
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing; reinstall the pack, it carries this file")
-    try:
-        state = {name: value.float() for name, value in load_file(path).items()}
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged and cannot be read; reinstall the pack") from error
+    state = read_weights(path)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

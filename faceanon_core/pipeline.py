@@ -39,7 +39,7 @@ from .recognition import RecognitionNetwork
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
 from .retry import TRY_SEED, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
-from .sketch import DRAWN, face_sketch, hide_face
+from .sketch import DRAWN, NATURALLY_DRAWN, face_sketch, hide_face
 from .target import (
     Target,
     choose_target,
@@ -77,7 +77,7 @@ class Settings:
     eta: float = 1.0
     start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
     describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
-    drawn: float = DRAWN  # share of the steps, from the first, in which the model sees the drawing
+    drawn: float = DRAWN  # share of the steps, from the first, in which the model sees the features' lines, then light alone
     proportions: float = 0.9  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
     same_seed: bool = False  # one seed for every face, as the reference does
     own_seed: bool = False  # add a number of the picture's own to the seed, so that a person's pictures share no noise
@@ -116,6 +116,14 @@ def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
     """
     guidance = GuidanceSettings(strength=0.8 / unit_strength, normalise=False, reuse=1, exact=True, limit=None)
     return Settings(guidance=guidance, steps=45, seed=seed, describe=False, same_seed=True)
+
+
+def natural_settings() -> Settings:
+    """Features where people have them, in place of other proportions: better looking, and more like the source.
+
+    As alike as other people of the same kind are; the model card compares. Use it with a recogniser where identity matters.
+    """
+    return Settings(drawn=NATURALLY_DRAWN)
 
 
 @dataclass(frozen=True)
@@ -280,9 +288,10 @@ class Anonymizer:
         """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
         source, model = crop.tensor, self.model
         filling: Tensor | float = 0.5
+        light = new_face_light(crop, settings.attributes.get("skin"))
         if settings.describe:
             changed = change_proportions(crop.landmarks, mask.core, seed, settings.proportions)
-            filling = face_sketch(changed, model.size_px, new_face_light(crop, settings.attributes.get("skin")))
+            filling = face_sketch(changed, model.size_px, light)
         hidden = hide_face(source, mask.core, filling)
         source_latent, masked_latent = model.encode(source), model.encode(hidden)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
@@ -294,7 +303,9 @@ class Anonymizer:
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         cond = InpaintCond(model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis)
         if settings.describe and settings.drawn < 1:
-            plain = model.encode(hide_face(source, mask.core))
+            plain = model.encode(
+                hide_face(source, mask.core, face_sketch(crop.landmarks, model.size_px, light, lines=False))
+            )
             cond = replace(cond, plain_latent=plain, plain_below=last_sigma(sigmas, settings.drawn))
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)

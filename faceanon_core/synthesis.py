@@ -169,17 +169,20 @@ def inpaint(
 ) -> Tensor:  # fmt: skip
     """Regenerate `core` (B, 1, H, W) of `image` (B, 3, H, W) with classifier-free guidance towards the attributes."""
     light = in_tone(_EVEN, attributes["skin"]) if "skin" in attributes else None
-    hidden = hide_face(image, core, torch.cat([face_sketch(pose, model.size_px, light) for pose in poses]))
-    source, masked = model.encode(image), model.encode(hidden)
+    drawn, lit = (
+        model.encode(hide_face(image, core, torch.cat([face_sketch(pose, model.size_px, light, lines) for pose in poses])))
+        for lines in (True, False)
+    )
+    source = model.encode(image)
     hole = latent_mask(core, source.shape[-1])
     context = torch.cat([model.tokens.encode(said).expand(len(poses), -1, -1) for said in ({}, attributes)])
 
     def twice(x: Tensor) -> Tensor:
         return x.repeat(2, 1, 1, 1)
 
-    sigmas, grey = model.sigmas(20), model.encode(hide_face(image, core))
+    sigmas = model.sigmas(20)
     both = InpaintCond(
-        context, twice(hole), twice(masked), twice(source), plain_latent=twice(grey), plain_below=last_sigma(sigmas, _DRAWN)
+        context, twice(hole), twice(drawn), twice(source), plain_latent=twice(lit), plain_below=last_sigma(sigmas, _DRAWN)
     )
 
     def denoise(x: Tensor, sigma: Tensor, _: object) -> Tensor:

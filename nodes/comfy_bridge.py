@@ -35,6 +35,7 @@ from torch import Tensor
 
 from ..faceanon_core import diffusion
 from ..faceanon_core.attributes import Attributes
+from ..faceanon_core.eight_bits import read_weights
 from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
@@ -145,7 +146,7 @@ def demo_synthesizer() -> diffusion.DemoModel:
 
 
 def _demo_unet() -> Any:
-    state = _to_ldm_keys(load_file(ASSETS / "unet.safetensors"))
+    state = _to_ldm_keys(read_weights(ASSETS / "unet.safetensors"))
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     size = comfy.utils.calculate_parameters(state)
     dtype = comfy.model_management.unet_dtype(model_params=size, supported_dtypes=[torch.float16, torch.float32])

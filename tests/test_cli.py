@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from faceanon_core.attributes import LEARNED
 from faceanon_core.check import check_picture
 from faceanon_core.diffusion import has_native_bfloat16
 from faceanon_core.folder import JOURNAL
-from faceanon_core.sketch import DRAWN
+from faceanon_core.sketch import DRAWN, NATURALLY_DRAWN
 from faceanon_core.target import gallery_index
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,6 +175,14 @@ def test_a_preset_sets_what_the_user_does_not(capsys) -> None:
     assert (default.attributes, default.faces, default.on_failure) == ({"age": "senior"}, "2", "error")
 
 
+def test_the_natural_preset_draws_the_features_early_only_and_what_is_named_beside_it_wins() -> None:
+    parse = cli._parser().parse_args
+    common = ["anonymize", "a.png", "-o", "b.png", "--preset", "natural"]
+    natural, named = (cli._settings(parse([*common, *more])) for more in ([], ["--drawn", "0.5", "--steps", "7"]))
+    assert natural == replace(cli._settings(parse(common[:4])), drawn=NATURALLY_DRAWN)
+    assert (named.drawn, named.steps) == (0.5, 7)
+
+
 def test_how_long_the_drawing_is_shown_can_be_chosen_and_makes_another_result(anonymizer, capsys) -> None:
     parse = cli._parser().parse_args
     common = ["anonymize", "a.png", "-o", "b.png"]
@@ -183,7 +192,7 @@ def test_how_long_the_drawing_is_shown_can_be_chosen_and_makes_another_result(an
     with pytest.raises(SystemExit):
         run("anonymize", "--help")
     told = " ".join(capsys.readouterr().out.split())
-    assert f"broken in hard light (default: {DRAWN:g})" in told
+    assert f"more like their sources (default: {DRAWN:g})" in told
 
 
 # nothing is ever overwritten, and nothing is written on failure

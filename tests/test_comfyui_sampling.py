@@ -408,7 +408,7 @@ def test_the_demo_model_predicts_what_it_predicts_in_the_core(
 
 
 @pytest.mark.parametrize("steps", [20, 25])  # step 7 of 25 begins on the very border of the drawing's part
-def test_the_graph_shows_the_demo_model_drawing_and_grey_at_the_steps_the_core_does(
+def test_the_graph_shows_the_demo_model_drawing_and_light_at_the_steps_the_core_does(
     bridge: Any, astronaut: Any, crop: Any, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (diffusion, bridge.diffusion):
@@ -443,8 +443,8 @@ def test_the_graph_shows_the_demo_model_drawing_and_grey_at_the_steps_the_core_d
             noisy, sigma, found = (value.float().cpu() for value in step)
             torch.testing.assert_close(found, core.model.denoise(noisy, sigma, told[0]), rtol=0, atol=1e-3)
         noisy, sigma, found = (value.float().cpu() for value in seen[1])
-        grey = replace(told[0], masked_latent=told[0].plain_latent)
-        assert (core.model.denoise(noisy, sigma, grey) - found).abs().max() > 0.1
+        lit = replace(told[0], masked_latent=told[0].plain_latent)
+        assert (core.model.denoise(noisy, sigma, lit) - found).abs().max() > 0.1
 
 
 def test_the_demo_vae_is_the_cores(bridge: Any) -> None:

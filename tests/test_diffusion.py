@@ -26,6 +26,7 @@ from faceanon_core.diffusion import (
     native_bfloat16,
     schedule_sigmas,
 )
+from faceanon_core.eight_bits import in_8_bits, read_weights
 from faceanon_core.errors import WeightsError
 from faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings
 from faceanon_core.sampling import sample_guided, seeded_noise
@@ -173,6 +174,19 @@ def test_the_schedule_of_the_sampler_is_a_subset_of_the_training_schedule() -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"vae\.safetensors is missing; reinstall the pack"):
         DemoModel(tmp_path)
+
+
+def test_weights_stored_in_8_bits_come_back_nearly_as_they_were_in_half_the_space(tmp_path: Path) -> None:
+    weights = {"conv.weight": torch.randn(8, 16, 3, 3) * torch.logspace(-4, 1, 8).reshape(-1, 1, 1, 1)}
+    weights |= {"norm.bias": torch.randn(16), "unused.weight": torch.zeros(2, 3)}
+    stored = in_8_bits(weights)
+    save_file(stored, tmp_path / "weights.safetensors")
+    again = read_weights(tmp_path / "weights.safetensors")
+    assert again.keys() == weights.keys()
+    for name, value in weights.items():  # each channel by itself: the quiet ones as well as the loud ones
+        rows, found = value.reshape(len(value), -1), again[name].reshape(len(value), -1)
+        assert ((found - rows).norm(dim=1) <= 0.01 * rows.norm(dim=1)).all()
+    assert stored["conv.weight"].numel() * stored["conv.weight"].element_size() == weights["conv.weight"].numel()
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:

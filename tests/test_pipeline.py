@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from faceanon_core import geometry
 from faceanon_core.crop import crop_face, seam_in_image
+from faceanon_core.diffusion import InpaintCond
 from faceanon_core.errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError, UnknownNameError
 from faceanon_core.faces import Face, FaceDetector
 from faceanon_core.geometry import LEFT_EYE, LIPS_OUTER, RIGHT_EYE
@@ -24,6 +26,7 @@ from faceanon_core.pipeline import (
     Result,
     Settings,
     new_face_attributes,
+    new_face_light,
     redact_face,
     reference_settings,
 )
@@ -481,6 +484,17 @@ def test_drawn_1_shows_the_drawing_throughout_0_never_and_a_share_in_the_first_s
     assert torch.equal(made[1], throughout) and torch.equal(made[0], never)
     for other in (throughout, never):
         assert (made[EARLY.drawn] - other).abs().max() > 0.05
+
+
+def test_where_the_drawing_is_not_shown_the_light_of_the_skin_is(anonymizer, crop) -> None:
+    told: list[InpaintCond] = []
+    regenerated(anonymizer, crop, replace(EARLY, steps=1, drawn=0.0), lambda cond: told.append(cond) or cond)
+    core = region_mask(LandmarkParser().parse(crop.pixels, crop.landmarks), RegionChoice()).core
+    lit = face_sketch(crop.landmarks, 256, new_face_light(crop), lines=False)
+    assert torch.equal(told[0].plain_latent, anonymizer.model.encode(hide_face(crop.tensor, core, lit)))
+    inside = lit[0].permute(1, 2, 0)[geometry.face_area((256, 256), crop.landmarks)]
+    colour = crop.tensor[0].permute(1, 2, 0)[core[0, 0] > 0].mean(0)
+    assert (inside.mean(0) - colour).abs().max() < 0.1 < (inside.mean(0) - 0.5).abs().max()
 
 
 def test_the_reference_sees_no_drawing(anonymizer, crop) -> None:

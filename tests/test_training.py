@@ -170,6 +170,16 @@ def test_a_view_is_drawn_the_same_each_time_and_another_one_differs(crop) -> Non
         assert not np.array_equal(first.hidden, other.hidden)
 
 
+def test_the_lines_of_the_features_are_drawn_in_the_share_of_views_that_is_asked_for(crop) -> None:
+    def shows_lines(no_lines: float, view: int) -> bool:
+        settings = UnetSettings(no_lines=no_lines, no_sketch=0, bend=0, exposure=0)
+        red, green, _ = draw_view(crop.pixels, crop.landmarks, settings, view, 0).hidden.astype(int).transpose(2, 0, 1)
+        return bool((green - red > 100).any())  # the eyes' green
+
+    assert not any(shows_lines(1.0, view) for view in range(6))
+    assert any(shows_lines(0.0, view) for view in range(6))
+
+
 def test_faces_drawn_by_other_processes_are_those_drawn_when_first_needed(faces, monkeypatch) -> None:
     monkeypatch.setattr(unet, "_AT_ONCE", 2)  # so that both processes have a part of the three faces
     vae, labels, settings = load_vae(ASSETS / "vae.safetensors"), label_faces(faces), UnetSettings()

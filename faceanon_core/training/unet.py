@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..attributes import BY_NAME, LEARNED, Attributes, to_indices
 from ..diffusion import LATENT_SCALE, AttributeTokens, build_schedule, build_unet, native_bfloat16
+from ..eight_bits import in_8_bits, read_weights
 from ..errors import InputError
 from ..geometry import FloatArray
 from ..image import pixels_to_tensor, tensor_to_pixels
@@ -50,8 +51,10 @@ class UnetSettings:
     bend: float = 0.7  # share of samples bent to other proportions, as the drawing of an anonymized face has them
     no_hair: float = 0.15  # share of samples whose mask runs through hair that hangs over the face
     exposure: float = 0.5  # share of samples in other light: the data are evenly lit, photographs are not
-    no_light: float = 0.1  # share of samples whose sketch does not show the skin's light
-    no_sketch: float = 0.15  # share of samples with plain grey in the hole, as ComfyUI's stock node gives
+    no_lines: float = 0.5  # share of samples shown the skin's light alone, as in the later steps of an anonymized face
+    bend_no_lines: float = 0.5  # how far these are bent, times the others: what is free should be as people have it
+    no_light: float = 0.05  # share of samples whose sketch does not show the skin's light
+    no_sketch: float = 0.1  # share of samples with plain grey in the hole, as ComfyUI's stock node gives
     outside_weight: float = 0.15  # loss weight of pixels outside the mask
     images_per_view: int = 1600  # encoding a face costs more than a step on it, so a view holds a part of them ...
     passes_per_view: int = 10  # ... used this often before others are drawn
@@ -80,15 +83,17 @@ def draw_view(pixels: NDArray[np.uint8], landmarks: FloatArray, settings: UnetSe
         landmarks: (478, 2) xy in it.
     """
     rng = np.random.default_rng([settings.seed, view, i])
+    lines = rng.random() >= settings.no_lines
     if rng.random() < settings.exposure:
         pixels = _other_light(pixels, rng)
     if rng.random() < settings.bend:
-        pixels, landmarks = bend_proportions(pixels, landmarks, int(rng.integers(1 << 31)), rng.uniform(0.3, 1.2))
+        amount = rng.uniform(0.3, 1.2) * (1.0 if lines else settings.bend_no_lines)
+        pixels, landmarks = bend_proportions(pixels, landmarks, int(rng.integers(1 << 31)), amount)
     skin = 1 + BY_NAME["skin"].values.index(crop_skin_tone(pixels, landmarks))
     blank = rng.random() < settings.no_hair
     core = _random_mask(np.zeros_like(pixels) if blank else pixels, landmarks, rng)
-    light = None if rng.random() < settings.no_light else skin_light(pixels, landmarks)
-    filling = 0.5 if rng.random() < settings.no_sketch else face_sketch(landmarks, 256, light)
+    light = None if lines and rng.random() < settings.no_light else skin_light(pixels, landmarks)
+    filling = 0.5 if rng.random() < settings.no_sketch else face_sketch(landmarks, 256, light, lines)
     hidden = tensor_to_pixels(hide_face(pixels_to_tensor(pixels), core, filling))[0]
     mask = latent_mask(core, 32)[0, 0].numpy() > 0
     if rng.random() < 0.5:
@@ -204,18 +209,25 @@ def _random_mask(pixels: NDArray[np.uint8], landmarks: FloatArray, rng: np.rando
 
 
 def _other_light(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) brighter or darker, with another contrast and white balance."""
+    """The picture (H, W, 3) brighter or darker, with another contrast and white balance; half of them darker to one side."""
     gamma, gain = rng.uniform(0.7, 1.4), rng.uniform(0.9, 1.15, 3)
     table = (np.arange(256)[:, None] / 255) ** gamma * gain  # by level and channel
     levels = np.clip(np.round(table * 255), 0, 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(pixels, levels[None]))
+    lit = np.asarray(cv2.LUT(pixels, levels[None]))
+    if rng.random() < 0.5:
+        return lit
+    angle, dark, middle, width = rng.uniform((0, 0.35, -0.2, 0.05), (2 * np.pi, 0.9, 0.2, 0.3))
+    rows, columns = np.mgrid[-0.5 : 0.5 : len(lit) * 1j, -0.5 : 0.5 : lit.shape[1] * 1j]
+    side = np.cos(angle) * columns + np.sin(angle) * rows - middle
+    shade = dark + (1 - dark) / (1 + np.exp(-side / width))
+    return np.asarray(np.round(lit * shade[..., None]), np.uint8)
 
 
 def train_unet(
     faces: FaceSet, labels: list[Attributes], vae: Any, start: Path, work: Path, settings: UnetSettings,
     minutes: float = 1e9, workers: int = 0,
 ) -> None:  # fmt: skip
-    """Train and write `work/unet.safetensors` (bf16) and `work/tokens.safetensors`; resumes from `work/unet.ckpt`.
+    """Train and write `work/unet.safetensors` (8 bits) and `work/tokens.safetensors`; resumes from `work/unet.ckpt`.
 
     Args:
         vae: the trained demo VAE, frozen; the training runs on its device.
@@ -227,7 +239,7 @@ def train_unet(
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     device = next(vae.parameters()).device
     model = torch.nn.ModuleDict({"unet": build_unet(), "tokens": AttributeTokens()})
-    model["unet"].load_state_dict({k: v.float() for k, v in load_file(start).items()})
+    model["unet"].load_state_dict(read_weights(start))
     if (start_tokens := start.with_name("tokens.safetensors")).is_file():
         model["tokens"].load_state_dict(load_file(start_tokens))
     else:
@@ -237,7 +249,7 @@ def train_unet(
         {"params": model["unet"].parameters(), "lr": settings.rate},
         {"params": model["tokens"].parameters(), "lr": settings.tokens_rate},
     ]
-    optimizer = torch.optim.AdamW(parts, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parts, weight_decay=0.01, fused=device.type == "cuda")
     chosen = partial(_view_faces, len(faces), settings)
     cache = LatentCache(faces, labels, vae, settings, chosen, workers)
     schedule = build_schedule()
@@ -298,7 +310,7 @@ def _loss(
 
 
 def _write(ema: Ema, work: Path) -> None:
-    unet = {k[5:]: v.bfloat16().contiguous() for k, v in ema.values.items() if k.startswith("unet.")}
+    unet = in_8_bits({k[5:]: v for k, v in ema.values.items() if k.startswith("unet.")})
     tokens = {k[7:]: v.clone().contiguous() for k, v in ema.values.items() if k.startswith("tokens.")}
     save_file(unet, work / "unet.safetensors")
     save_file(tokens, work / "tokens.safetensors")
