@@ -50,7 +50,7 @@ class InpaintCond:
     `context` (B, T, CONTEXT_WIDTH); `mask` (B, 1, h, w), 1 = regenerate; `masked_latent` (B, 4, h, w), the scaled latent
     of the image with the face hidden; `source_latent`, where given, is restored outside the mask at every step.
     `plain_latent`, where given, takes the place of `masked_latent` below the noise level `plain_below`: the same image
-    without a drawing in the hole.
+    without the lines of a drawing in the hole.
     `opposite`, a context where given, is what the result moves away from: classifier-free guidance by `emphasis` (1 = none).
     """
 

@@ -288,10 +288,12 @@ class Anonymizer:
         """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
         source, model = crop.tensor, self.model
         filling: Tensor | float = 0.5
-        light = new_face_light(crop, settings.attributes.get("skin"))
+        lit: Tensor | None = None  # what follows the drawing
         if settings.describe:
             changed = change_proportions(crop.landmarks, mask.core, seed, settings.proportions)
+            light = new_face_light(crop, settings.attributes.get("skin"))
             filling = face_sketch(changed, model.size_px, light)
+            lit = face_sketch(crop.landmarks, model.size_px, light, lines=False) if settings.drawn < 1 else None
         hidden = hide_face(source, mask.core, filling)
         source_latent, masked_latent = model.encode(source), model.encode(hidden)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
@@ -302,10 +304,8 @@ class Anonymizer:
             away = model.tokens.encode(opposite) if opposite is not None and settings.emphasis > 1 else None
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         cond = InpaintCond(model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis)
-        if settings.describe and settings.drawn < 1:
-            plain = model.encode(
-                hide_face(source, mask.core, face_sketch(crop.landmarks, model.size_px, light, lines=False))
-            )
+        if lit is not None:
+            plain = model.encode(hide_face(source, mask.core, lit))
             cond = replace(cond, plain_latent=plain, plain_below=last_sigma(sigmas, settings.drawn))
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
