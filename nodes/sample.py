@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError
+from ..faceanon_core.geometry import FloatArray
 from ..faceanon_core.guidance import LIMIT, GuidanceSettings
 from ..faceanon_core.sketch import DRAWN
 from .convert import ASKED_SKIN, CATEGORY, check_side, from_mask, match_batch
@@ -92,6 +93,7 @@ class InpaintFaces:
         self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int,
         drawn: float = DRAWN,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
+        from ..faceanon_core.proportions import change_proportions
         from ..faceanon_core.regions import latent_mask
         from ..faceanon_core.sketch import hide_face
         from ..faceanon_core.tracking import person_rows
@@ -108,10 +110,12 @@ class InpaintFaces:
         skin = positive[0][1].get(ASKED_SKIN)
         parts: list[tuple[Tensor | float, float, float]] = []
         if border > 0:
-            seeds = [seed + person for person in persons]
-            parts.append((_drawings(sources, core, seeds, proportions, skin), 0.0, border))
+            faces = zip(sources, core.split(1), persons, strict=True)
+            poses = [change_proportions(crop.landmarks, hole_, seed + person, proportions) for crop, hole_, person in faces]
+            parts.append((_drawings(sources, poses, skin, lines=True), 0.0, border))
         if border < 1:
-            parts.append((_lights(sources, skin) if sketch else 0.5, border, 1.0))
+            as_they_are = [crop.landmarks for crop in sources]
+            parts.append((_drawings(sources, as_they_are, skin, lines=False) if sketch else 0.5, border, 1.0))
         latent = {"samples": samples, "noise_mask": hole}
         if any(crop.person is not None for crop in sources):
             latent["batch_index"] = persons  # samplers then repeat each person's noise
@@ -124,27 +128,16 @@ class InpaintFaces:
         return *told, latent
 
 
-def _drawings(crops: list[Any], core: Tensor, seeds: list[int], proportions: float, skin: str | None) -> Tensor:
-    """Features and light that fill the hole of each crop, (B,3,S,S); `skin` as `new_face_light` takes it."""
+def _drawings(crops: list[Any], poses: list[FloatArray], skin: str | None, lines: bool) -> Tensor:
+    """What fills the hole of each crop, (B,3,S,S); `skin` as `new_face_light` takes it, `lines` as `face_sketch` does."""
     from ..faceanon_core.pipeline import new_face_light
-    from ..faceanon_core.proportions import change_proportions
     from ..faceanon_core.sketch import face_sketch
 
-    sketches = []
-    for crop, hole, seed in zip(crops, core.split(1), seeds, strict=True):
-        pose = change_proportions(crop.landmarks, hole, seed, proportions)
-        sketches.append(face_sketch(pose, crop.tensor.shape[-1], new_face_light(crop, skin)))
+    sketches = [
+        face_sketch(pose, crop.tensor.shape[-1], new_face_light(crop, skin), lines)
+        for crop, pose in zip(crops, poses, strict=True)
+    ]
     return torch.cat(sketches)
-
-
-def _lights(crops: list[Any], skin: str | None) -> Tensor:
-    """`_drawings` without the features."""
-    from ..faceanon_core.pipeline import new_face_light
-    from ..faceanon_core.sketch import face_sketch
-
-    return torch.cat(
-        [face_sketch(crop.landmarks, crop.tensor.shape[-1], new_face_light(crop, skin), lines=False) for crop in crops]
-    )
 
 
 class AttributeGuidance:

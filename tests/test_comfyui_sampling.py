@@ -263,10 +263,10 @@ def _ksampler(setting: Setting, sampler: str, steps: int = 4) -> torch.Tensor:
 
 
 def test_the_three_routes_make_the_same_face(bridge: Any, demo_setting: Setting) -> None:
-    gentle = replace(demo_setting, strength=0.125)  # the guidance multiplies rounding, by some hundred to thousand times
+    gentle = replace(demo_setting, strength=0.03)  # the guidance multiplies rounding, by some hundred to thousand times
     one_box, advanced, stock = (_run_route(bridge, route, gentle) for route in ROUTES)
     assert torch.equal(one_box, advanced)
-    assert torch.allclose(one_box, stock, atol=1e-2)
+    assert torch.allclose(one_box, stock, atol=1e-3)
     assert not torch.allclose(one_box, _stock(bridge, demo_setting), atol=0.1)
 
 
