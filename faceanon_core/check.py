@@ -13,7 +13,7 @@ from .crop import crop_face
 from .errors import AnonymizationError, ShapeError
 from .faces import Face, FaceDetector, Scan, Unfitted
 from .geometry import FACE_OVAL, Box, FloatArray, filled_polygon, is_same_face
-from .identity import Recogniser, Verdict
+from .identity import FaceRecogniser, Verdict
 from .judge import judge_face
 
 NEAR_COPY = 0.8  # likeness from which a face counts as a copy of the original; measured in docs/PRIVACY.md
@@ -46,7 +46,7 @@ class FaceCheck:
 
 
 def check_picture(
-    source: NDArray[np.uint8], result: NDArray[np.uint8], scan: Scan, recognisers: Sequence[Recogniser],
+    source: NDArray[np.uint8], result: NDArray[np.uint8], scan: Scan, recognisers: Sequence[FaceRecogniser],
     detector: FaceDetector,
 ) -> list[FaceCheck]:  # fmt: skip
     """Check every face that was found in the source, largest first.
@@ -112,7 +112,7 @@ def _fine_structure(pixels: NDArray[np.uint8], blur: float = 0.0) -> NDArray[np.
 
 
 def _check_face(
-    source: NDArray[np.uint8], result: NDArray[np.uint8], face: Face, recognisers: Sequence[Recogniser],
+    source: NDArray[np.uint8], result: NDArray[np.uint8], face: Face, recognisers: Sequence[FaceRecogniser],
     detector: FaceDetector,
 ) -> FaceCheck:  # fmt: skip
     try:

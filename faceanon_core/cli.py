@@ -117,8 +117,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--away-identity", type=float, help="how hard, 0 = not at all (default: 1 with --identity-network)")
     parser.add_argument("--hold-pose", type=float, default=0.0, help="hold pose and expression, 1 = firmly (default: 0)")
     parser.add_argument(
-        "--proportions", type=float, help="how far the features move from the source's places, 0 = stay (default: 0.9)"
-    )
+        "--proportions", type=float,
+        help="how far the features move from the source's places, 0 = stay (default: 0.45 where a recogniser checks, "
+        "further with every try; else 0.9, which looks drawn)",
+    )  # fmt: skip
     parser.add_argument(
         "--drawn", type=float,
         help="share of the steps, from the first, in which the model sees the features' lines, then their light alone: "
@@ -131,16 +133,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "each for a folder, 0 for a picture or the reference preset)",
     )  # fmt: skip
     parser.add_argument(
-        "--preset", choices=("default", "natural", "reference"), default="default",
-        help="natural: features where people have them, better looking but more like the source, so name a recogniser as "
-        "well; reference: the paper's settings to the letter, slower and without the defaults' care for pose",
+        "--preset", choices=("default", "reference"), default="default",
+        help="reference: the paper's settings to the letter, slower and without the defaults' care for pose",
     )  # fmt: skip
     parser.add_argument("--faces", default="all", help="all, largest, or how many of the largest (default: all)")
     parser.add_argument(
         "--on-failure", choices=("error", "redact", "keep"), default="error",
         help="a face that cannot be anonymized: stop, cover it, or leave it (default: error)",
     )  # fmt: skip
-    cli_check.add_recognisers(parser)
+    cli_check.add_recognisers(parser, usual=cli_check.USUAL)
     parser.add_argument("--tries", type=int, default=4, help="how often, before the face counts as failed (default: 4)")
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
 
@@ -154,10 +155,10 @@ def _seed(text: str) -> int | str:
 def _settings(options: argparse.Namespace) -> Settings:
     from .encoder import DemoEncoder
     from .guidance import TermSettings
-    from .pipeline import Settings, natural_settings, reference_settings
+    from .pipeline import Settings, reference_settings
     from .regions import RegionChoice
 
-    preset = natural_settings() if options.preset == "natural" else Settings()
+    preset = Settings()
     if options.preset == "reference":
         preset = reference_settings((_guide(options.encoder) or DemoEncoder).unit_strength)
     guidance, away = preset.guidance, options.away_identity
@@ -256,6 +257,7 @@ def _demo_portrait() -> Any:
 def _run_demo(options: argparse.Namespace) -> int:
     import numpy as np
 
+    cli_check.choose_recognisers(options)
     before = _demo_portrait()
     refuse_existing(options.output)
     refuse_unwritable(options.output)
@@ -269,6 +271,7 @@ def _run_anonymize(options: argparse.Namespace) -> int:
     if not options.source.exists():
         raise InputError(f"{options.source} does not exist")
     cli_engine.use_threads(options)
+    cli_check.choose_recognisers(options)
     settings = _settings(options)
     if options.source.is_dir():
         if options.chart is not None:
@@ -335,10 +338,7 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
 
 def _fingerprint(settings: Settings, keep_metadata: bool, anonymizer: Anonymizer, *others: object) -> str:
     """Of everything that decides what a result looks like or whether it may be written."""
-    checks = [
-        [recogniser.sha256, asdict(recogniser.card.layout), recogniser.limit(settings.max_similarity)]
-        for recogniser in anonymizer.recognisers
-    ]
+    checks = [[network.key, network.limit(settings.max_similarity)] for network in anonymizer.recognisers]
     text = json.dumps([asdict(settings), keep_metadata, checks, *map(str, others)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

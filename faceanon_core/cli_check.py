@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,11 @@ from .folder import NAMES, make_namer
 from .image import refuse_existing
 
 if TYPE_CHECKING:
-    from .identity import Recogniser
+    from .identity import FaceRecogniser
+
+_NONE = "none"
+USUAL = "dlib where it is installed and the whole face is replaced"
+log = logging.getLogger("faceanon")
 
 LAYOUT_NAMES = ("mobilefacenet", "insightface", "sface")
 
@@ -38,22 +43,54 @@ def add_verbs(verbs: Any) -> None:
     verify.set_defaults(run=_run_verify)
 
 
-def add_recognisers(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the identity check."""
+def add_recognisers(parser: argparse.ArgumentParser, usual: str = _NONE) -> None:
+    """Add the options of the identity check; `usual` is what checks where none is named."""
     parser.add_argument(
         "--recogniser", type=Path, action="append", default=[],
-        help="ONNX face-recognition network every result must pass, at 1%% false accepts by its card; may be repeated",
+        help="face-recognition network every result must pass: an ONNX file, at 1%% false accepts by its card; dlib, which "
+        f"needs no file (pip install faceanon[check]); none: no check; may be repeated (default: {usual})",
     )  # fmt: skip
     parser.add_argument(
-        "--max-similarity", type=float, help="to the source, -1 to 1, in place of the cards'; above, the face is made again"
+        "--max-similarity", type=float, help="to the source, -1 to 1, in place of their own; above, the face is made again"
     )
 
 
-def open_recognisers(options: argparse.Namespace) -> list[Recogniser]:
-    """The networks the options name."""
-    from .identity import Recogniser
+def choose_recognisers(options: argparse.Namespace) -> None:
+    """Let dlib check where no network is named; say so where it is not installed.
 
-    return [Recogniser(path) for path in options.recogniser]
+    What stays of a face on purpose is no failure, and the reference preset is to stay what it is.
+    """
+    from .dlib_recogniser import DLIB, has_dlib
+
+    if options.recogniser or options.preset == "reference" or not _is_whole_face(options):
+        return
+    if has_dlib():
+        options.recogniser = [Path(DLIB)]
+    else:
+        log.warning(
+            "no face-recognition network checks what is made, so the faces are drawn with proportions that few people have; "
+            'for natural ones that are checked: pip install "faceanon[check]"'
+        )
+
+
+def _is_whole_face(options: argparse.Namespace) -> bool:
+    from .regions import RegionChoice
+
+    return options.regions == RegionChoice().regenerate[0] and not options.keep
+
+
+def open_recognisers(options: argparse.Namespace) -> list[FaceRecogniser]:
+    """The networks the options name.
+
+    Raises: InputError if none is named beside others.
+    """
+    from .dlib_recogniser import open_recogniser
+
+    if [str(path) for path in options.recogniser] == [_NONE]:
+        return []
+    if Path(_NONE) in options.recogniser:
+        raise InputError(f"--recogniser {_NONE} switches the check off; leave it out where a network is named")
+    return [open_recogniser(path) for path in options.recogniser]
 
 
 def _run_calibrate(options: argparse.Namespace) -> int:

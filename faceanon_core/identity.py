@@ -1,8 +1,8 @@
-"""Whether two faces are the same person to face-recognition networks that the user brings.
+"""Whether two faces are the same person to face-recognition networks: those that the user brings, or dlib's.
 
-How a network wants its input and what similarity is too high are never guessed: both stand in a card, a small JSON file
-beside the network, because they depend on the network and on the population (the same network needs 0.30 on photographs of
-real people and 0.60 on one set of generated faces). `calibration` measures thresholds and writes the card.
+How a network of the user's wants its input and what similarity is too high are never guessed: both stand in a card, a small
+JSON file beside the network, because they depend on the network and on the population (the same network needs 0.30 on
+photographs of real people and 0.60 on one set of generated faces). `calibration` measures thresholds and writes the card.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -75,6 +75,32 @@ class Verdict:
         return self.similarity <= self.limit
 
 
+class FaceRecogniser(Protocol):
+    """A face-recognition network, and how alike two people may be to it.
+
+    `sha256` is that of its weights; `key` changes with them, or where the same ones are given other pixels; `thresholds` as
+    in `Card`, none where they have to be measured.
+    """
+
+    name: str
+    sha256: str
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def thresholds(self) -> dict[float, float]: ...
+
+    def embed(self, pixels: NDArray[np.uint8], landmarks: FloatArray) -> NDArray[np.float32]:
+        """Unit-norm embedding (D,) of one face; `landmarks` (478, 2) in pixels of (H, W, 3) uint8 RGB."""
+
+    def limit(self, max_similarity: float | None = None) -> float:
+        """The highest similarity to the source that may pass: the one asked for, else the network's own."""
+
+    def set_limit(self, max_similarity: float) -> None:
+        """Let up to this similarity pass, in place of the network's own."""
+
+
 class Recogniser:
     """A face-recognition network in ONNX: one aligned 112 px crop -> embedding.
 
@@ -97,6 +123,16 @@ class Recogniser:
     def __reduce__(self) -> tuple[type[Recogniser], tuple[Path, Card]]:
         """Another process reads the file anew."""
         return Recogniser, (self._path, self.card)
+
+    @property
+    def key(self) -> str:
+        """See `FaceRecogniser`."""
+        return f"{self.sha256} {self.card.layout}"
+
+    @property
+    def thresholds(self) -> dict[float, float]:
+        """See `FaceRecogniser`."""
+        return self.card.thresholds
 
     def embed(self, pixels: NDArray[np.uint8], landmarks: FloatArray) -> NDArray[np.float32]:
         """Unit-norm embedding (D,) of one face; `landmarks` (478, 2) in pixels of (H, W, 3) uint8 RGB."""
@@ -242,7 +278,7 @@ def _planes_first(path: Path, shape: list[Any]) -> bool:
 
 
 def excess_similarity(
-    recognisers: Sequence[Recogniser], crop: FaceCrop, sources: Sequence[tuple[NDArray[np.uint8], FloatArray]],
+    recognisers: Sequence[FaceRecogniser], crop: FaceCrop, sources: Sequence[tuple[NDArray[np.uint8], FloatArray]],
     max_similarity: float | None = None,
 ) -> float:  # fmt: skip
     """How far a face's similarity to any of the sources lies above what may pass, by the strictest network; <= 0 passes.

@@ -13,7 +13,7 @@ from .crop import FaceCrop
 from .errors import AnonymizationError
 from .faces import Face, FaceDetector, face_at
 from .geometry import Box, warp_square
-from .identity import Recogniser, Verdict
+from .identity import FaceRecogniser, Verdict
 
 MIN_CHANGE = 2 / 255  # mean absolute change of the regenerated pixels below which a face counts as unchanged
 SURE = 0.85  # detector's confidence from which it is a face; ruined ones reach 0.84 by hair and outline alone (PRIVACY.md)
@@ -49,7 +49,7 @@ class Judgement:
 
 
 def judge_face(
-    source: FaceCrop, result: NDArray[np.uint8], recognisers: Sequence[Recogniser], detector: FaceDetector,
+    source: FaceCrop, result: NDArray[np.uint8], recognisers: Sequence[FaceRecogniser], detector: FaceDetector,
     max_similarity: float | None = None,
 ) -> Judgement:  # fmt: skip
     """Judge what became of one face of a picture.

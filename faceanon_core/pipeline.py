@@ -28,18 +28,18 @@ from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, No
 from .faces import Face, FaceDetector, Unfitted
 from .geometry import Box, arcface_alignment
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
-from .identity import Recogniser, Verdict
+from .identity import FaceRecogniser, Verdict
 from .image import load_picture
 from .judge import Judgement, check_changed, judge_face
 from .leakage import kept_region_warning
 from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
-from .proportions import change_proportions
+from .proportions import CHECKED, UNCHECKED, change_proportions
 from .recognition import RecognitionNetwork
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask
-from .retry import TRY_SEED, push_harder, until_anonymous
+from .retry import TRY_SEED, Push, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
-from .sketch import DRAWN, NATURALLY_DRAWN, face_sketch, hide_face
+from .sketch import DRAWN, face_sketch, hide_face
 from .target import (
     Target,
     choose_target,
@@ -78,7 +78,9 @@ class Settings:
     start: Start = "source"  # what is noised at the first step: the source (as in the paper) or nothing
     describe: bool = True  # tell the model pose, expression and attributes; the reference tells it nothing
     drawn: float = DRAWN  # share of the steps, from the first, in which the model sees the features' lines, then light alone
-    proportions: float = 0.9  # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all
+    # how far eyes, brows, nose and mouth move from the source's places; 0 = not at all, None = as far as hides a person:
+    # CHECKED and further with every try where a recogniser checks, else UNCHECKED
+    proportions: float | None = None
     same_seed: bool = False  # one seed for every face, as the reference does
     own_seed: bool = False  # add a number of the picture's own to the seed, so that a person's pictures share no noise
     faces: str = "all"  # "all", "largest", or a count of the largest ones
@@ -93,7 +95,7 @@ class Settings:
             raise InputError(f"emphasis must be 1 to 20, got {self.emphasis}")
         if not 0 <= self.drawn <= 1:
             raise InputError(f"drawn must be 0 to 1, got {self.drawn}")
-        if not 0 <= self.proportions <= 2:
+        if self.proportions is not None and not 0 <= self.proportions <= 2:
             raise InputError(f"proportions must be 0 to 2, got {self.proportions}")
         if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
             raise InputError(f"max-similarity must be -1 to 1, got {self.max_similarity}")
@@ -116,14 +118,6 @@ def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
     """
     guidance = GuidanceSettings(strength=0.8 / unit_strength, normalise=False, reuse=1, exact=True, limit=None)
     return Settings(guidance=guidance, steps=45, seed=seed, describe=False, same_seed=True)
-
-
-def natural_settings() -> Settings:
-    """Features where people have them, in place of other proportions: better looking, and more like the source.
-
-    As alike as other people of the same kind are; the model card compares. Use it with a recogniser where identity matters.
-    """
-    return Settings(drawn=NATURALLY_DRAWN)
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ class Anonymizer:
 
     def __init__(
         self, assets: Path = ASSETS, device: str = "cpu", parser: FaceParser | None = None,
-        recognisers: Sequence[Recogniser] = (), galleries: Sequence[Path] = (GALLERY,),
+        recognisers: Sequence[FaceRecogniser] = (), galleries: Sequence[Path] = (GALLERY,),
         guide: AttributeEncoder | None = None, recognition: RecognitionNetwork | None = None,
     ) -> None:  # fmt: skip
         self.detector = FaceDetector()
@@ -290,7 +284,7 @@ class Anonymizer:
         filling: Tensor | float = 0.5
         lit: Tensor | None = None  # what follows the drawing
         if settings.describe:
-            changed = change_proportions(crop.landmarks, mask.core, seed, settings.proportions)
+            changed = change_proportions(crop.landmarks, mask.core, seed, self._proportions(settings))
             light = new_face_light(crop, settings.attributes.get("skin"))
             filling = face_sketch(changed, model.size_px, light)
             lit = face_sketch(crop.landmarks, model.size_px, light, lines=False) if settings.drawn < 1 else None
@@ -315,6 +309,16 @@ class Anonymizer:
         latent = self.sampler(model.denoise, x, sigmas, cond, noise, guidance, settings.eta, callback)
         with torch.no_grad():
             return model.decode(latent).clamp(0, 1).cpu()
+
+    def _proportions(self, settings: Settings) -> float:
+        if settings.proportions is not None:
+            return settings.proportions
+        return CHECKED if self.recognisers else UNCHECKED
+
+    def _pushed(self, settings: Settings, pushes: int) -> Settings:
+        pushed = push_harder(Push(settings.guidance.strength, self._proportions(settings), settings.drawn), pushes)
+        guidance = replace(settings.guidance, strength=pushed.strength)
+        return replace(settings, guidance=guidance, proportions=pushed.proportions, drawn=pushed.drawn)
 
     def _terms(self, crop: FaceCrop, mask: RegionMask, target: Target, settings: Settings) -> list[Term]:
         source, wanted, core = (images.to(self.model.device) for images in (crop.tensor, target.image, mask.core))
@@ -343,7 +347,7 @@ class Anonymizer:
 
         def make(attempt: int, pushes: int) -> Tensor:
             readout.clear()
-            result = self.regenerate(crop, mask, target, _pushed(settings, pushes), seed + attempt * TRY_SEED, on_step)
+            result = self.regenerate(crop, mask, target, self._pushed(settings, pushes), seed + attempt * TRY_SEED, on_step)
             check_changed(crop.tensor, result, mask.core)
             return result
 
@@ -359,11 +363,6 @@ class Anonymizer:
             face, "anonymized", target.name, readout=readout, verdicts=judgement.verdicts, tries=done.tries[0]
         )
         return stitch_face(image, crop, done.results, mask.seam), report
-
-
-def _pushed(settings: Settings, pushes: int) -> Settings:
-    strength, proportions = push_harder(settings.guidance.strength, settings.proportions, pushes)
-    return replace(settings, guidance=replace(settings.guidance, strength=strength), proportions=proportions)
 
 
 def new_face_attributes(

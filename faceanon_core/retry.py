@@ -11,6 +11,7 @@ from torch import Tensor
 from .judge import Judgement
 
 TRY_SEED = 7919  # between the seeds of two tries
+_MOVE, _PULL = 0.15, 1.1  # a push adds to the proportions, and multiplies the strength
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,24 @@ def until_anonymous(
     return Retried(results, judgements, taken, failed)
 
 
-def push_harder(strength: float, proportions: float, pushes: int) -> tuple[float, float]:
-    """Guidance strength and proportions after that many pushes: the pull grows and the features move further."""
-    return strength * 1.25**pushes, max(proportions, min(2.0, proportions * 1.15**pushes))
+@dataclass(frozen=True)
+class Push:
+    """What hides a person better when it grows: guidance `strength`, `proportions` and `drawn` as in `pipeline.Settings`."""
+
+    strength: float
+    proportions: float
+    drawn: float
+
+
+def push_harder(start: Push, pushes: int) -> Push:
+    """After that many pushes: the features move further, drawn to the last step, and the pull grows a little.
+
+    Proportions hide a person; much more pull only stains the face. Zeros stay.
+    """
+    if not pushes:
+        return start
+    moved = min(2.0, start.proportions + _MOVE * pushes) if start.proportions else 0.0
+    return Push(start.strength * _PULL**pushes, max(start.proportions, moved), 1.0 if start.proportions else start.drawn)
 
 
 def _rows_of_failing_people(judgements: list[Judgement], people: Sequence[int]) -> list[int]:

@@ -19,7 +19,6 @@ from .light import Plane, paint_light
 # model draws features where people have them once the lines are gone, in the second half of the steps at the latest: faces
 # look natural, and more like their sources.
 DRAWN = 1.0
-NATURALLY_DRAWN = 0.15
 _SHIFT = 4  # sub-pixel bits of OpenCV's drawing calls
 _LINES: tuple[tuple[tuple[int, ...], bool, tuple[int, int, int]], ...] = (
     (geometry.FACE_OVAL, True, (150, 110, 110)),

@@ -19,7 +19,7 @@ from .check import FaceCheck, check_picture
 from .errors import FaceAnonError, InputError
 from .faces import FaceDetector
 from .folder import JOURNAL, Namer
-from .identity import Recogniser
+from .identity import FaceRecogniser
 from .image import is_transparent, list_pictures, load_picture
 from .metadata import find_metadata
 
@@ -51,7 +51,7 @@ class Report:
 
 
 def verify_folder(
-    sources: Path, results: Path, recognisers: Sequence[Recogniser] = (), namer: Namer | None = str,
+    sources: Path, results: Path, recognisers: Sequence[FaceRecogniser] = (), namer: Namer | None = str,
     may_lack: bool = False, watch: Callable[[Iterable[Path]], Iterable[Path]] = iter,
 ) -> Report:  # fmt: skip
     """Check that every face changed, nothing travels along, and every file has its counterpart.
@@ -98,7 +98,7 @@ def _transparency(path: Path) -> list[str]:
 
 
 def _check_pair(
-    source: Path, result: Path, recognisers: Sequence[Recogniser], detector: FaceDetector
+    source: Path, result: Path, recognisers: Sequence[FaceRecogniser], detector: FaceDetector
 ) -> tuple[list[FaceCheck], list[str]]:
     """What is found about each face, and what is wrong."""
     try:

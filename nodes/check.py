@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..faceanon_core.errors import AnonymizationError, NoFaceError, WeightsError
+from ..faceanon_core.dlib_recogniser import DLIB, open_recogniser
+from ..faceanon_core.errors import AnonymizationError, NoFaceError
+from ..faceanon_core.proportions import CHECKED
 from ..faceanon_core.sketch import DRAWN
 from .convert import CATEGORY, check_count, check_pair, from_image, one_by_one, to_pixels
 from .crop import StitchFaces
 from .folders import model_folders, weights_names, weights_path
 from .sample import GuidedSampler, InpaintFaces
 
-_NONE = "none: put NETWORK.onnx into models/faceanon"
 _CARD = -1.0  # as a bound nothing could pass it
 _POLICIES = ["stop", "redact"]
 _SEEDS = 2**64  # one more than the largest seed
@@ -25,7 +26,7 @@ _RECOGNISER = ("FACE_RECOGNISER", {"tooltip": "From Load Recogniser; every netwo
 
 
 class LoadRecogniser:
-    """A face-recognition network of the user's, with its card: one FACE_RECOGNISER socket."""
+    """The pack's face-recognition network, or one of the user's with its card: one FACE_RECOGNISER socket."""
 
     TITLE = "Load Recogniser"
     CATEGORY = CATEGORY
@@ -33,8 +34,8 @@ class LoadRecogniser:
     RETURN_TYPES = ("FACE_RECOGNISER",)
     RETURN_NAMES = ("recogniser",)
     DESCRIPTION = (
-        "A face-recognition network (ONNX, 112 px crops) that decides whether a result still looks like its source. "
-        "How it wants its input and what is too similar stand in a card beside it, made by faceanon calibrate."
+        "A face-recognition network that decides whether a result still looks like its source: dlib's, or one of "
+        "yours (ONNX, 112 px crops) with its card beside it, made by faceanon calibrate."
     )
     SEARCH_ALIASES = ("ArcFace", "SFace", "MobileFaceNet", "insightface", "face recognition")
 
@@ -48,8 +49,8 @@ class LoadRecogniser:
         return {
             "required": {
                 "network": (
-                    weights_names(suffixes=(".onnx",)) or [_NONE],
-                    {"tooltip": "A file in models/faceanon, with its card beside it."},
+                    [DLIB, *weights_names(suffixes=(".onnx",))],
+                    {"tooltip": "dlib (pip install faceanon[check]), or a file in models/faceanon with its card."},
                 ),
                 "max_similarity": ("FLOAT", bound),
             },
@@ -59,13 +60,7 @@ class LoadRecogniser:
         }
 
     def load(self, network: str, max_similarity: float, also: Any = ()) -> tuple[Any]:
-        from ..faceanon_core.identity import Recogniser
-
-        if network == _NONE:
-            raise WeightsError(
-                "there is no face-recognition network in models/faceanon; put an ONNX file and its card there"
-            )
-        recogniser = Recogniser(weights_path(network))
+        recogniser = open_recogniser(DLIB if network == DLIB else weights_path(network))
         if max_similarity != _CARD:
             recogniser.set_limit(max_similarity)
         recogniser.limit()  # so that a missing card stops the graph here
@@ -171,7 +166,7 @@ class RetrySampler:
                 "guidance": sampler["guidance"],
                 "recogniser": _RECOGNISER,
                 "sketch": hide["sketch"],
-                "proportions": hide["proportions"],
+                "proportions": (hide["proportions"][0], {**hide["proportions"][1], "default": CHECKED}),
                 **{name: sampler[name] for name in ("seed", "steps", "cfg", "scheduler", "denoise")},
                 "tries": (
                     "INT",
@@ -195,7 +190,7 @@ class RetrySampler:
     ) -> tuple[Tensor, str, list[Any]]:  # fmt: skip
         from ..faceanon_core.faces import FaceDetector
         from ..faceanon_core.judge import judge_face
-        from ..faceanon_core.retry import TRY_SEED, push_harder, until_anonymous
+        from ..faceanon_core.retry import TRY_SEED, Push, push_harder, until_anonymous
         from ..faceanon_core.tracking import person_rows
         from . import comfy_bridge
 
@@ -203,10 +198,12 @@ class RetrySampler:
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
 
         def make(attempt: int, pushes: int) -> Tensor:
-            strength, moved = push_harder(guidance.settings.strength, proportions, pushes)
+            push = push_harder(Push(guidance.settings.strength, proportions, drawn), pushes)
             number = (seed + attempt * TRY_SEED) % _SEEDS
-            pushed = replace(guidance, settings=replace(guidance.settings, strength=strength))
-            conditioning = InpaintFaces().encode(positive, negative, vae, crops, mask, sketch, moved, number, drawn)
+            pushed = replace(guidance, settings=replace(guidance.settings, strength=push.strength))
+            conditioning = InpaintFaces().encode(
+                positive, negative, vae, crops, mask, sketch, push.proportions, number, push.drawn
+            )
             sampler = comfy_bridge.guided_sampler(pushed, vae)
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
             return comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.geometry import FloatArray
 from ..faceanon_core.guidance import LIMIT, GuidanceSettings
+from ..faceanon_core.proportions import UNCHECKED
 from ..faceanon_core.sketch import DRAWN
 from .convert import ASKED_SKIN, CATEGORY, check_side, from_mask, match_batch
 
@@ -61,10 +62,10 @@ class InpaintFaces:
                 "proportions": (
                     "FLOAT",
                     {
-                        "default": 0.9,
+                        "default": UNCHECKED,
                         "min": 0.0,
                         "max": 2.0,
-                        "step": 0.1,
+                        "step": 0.05,
                         "tooltip": "How far the sketch's eyes, brows, nose and mouth move from the source's places, so that "
                         "it does not hand the source's face on. 0 keeps them and leaks identity!",
                     },

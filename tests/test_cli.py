@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from faceanon_core.attributes import LEARNED
 from faceanon_core.check import check_picture
 from faceanon_core.diffusion import has_native_bfloat16
 from faceanon_core.folder import JOURNAL
-from faceanon_core.sketch import DRAWN, NATURALLY_DRAWN
+from faceanon_core.sketch import DRAWN
 from faceanon_core.target import gallery_index
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +84,7 @@ def test_a_real_process_gives_the_same_picture_as_the_library(portrait_file, tmp
     from faceanon_core.pipeline import Settings
 
     command = [sys.executable, "-m", "faceanon_core.cli", "anonymize", portrait_file, "-o", tmp_path / "out.png"]
-    options = ["--steps", "1", "--seed", "4"]
+    options = ["--steps", "1", "--seed", "4", "--recogniser", "none"]
     done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = anonymizer.anonymize(pixels(portrait_file), Settings(steps=1, seed=4)).pixels
@@ -173,14 +172,6 @@ def test_a_preset_sets_what_the_user_does_not(capsys) -> None:
     default = cli._settings(parse([*common, "--target", "x", "--attributes", "age=60s", "--faces", "2"]))
     assert (default.steps, default.guidance.strength, default.target) == (20, 1, "x")
     assert (default.attributes, default.faces, default.on_failure) == ({"age": "senior"}, "2", "error")
-
-
-def test_the_natural_preset_draws_the_features_early_only_and_what_is_named_beside_it_wins() -> None:
-    parse = cli._parser().parse_args
-    common = ["anonymize", "a.png", "-o", "b.png", "--preset", "natural"]
-    natural, named = (cli._settings(parse([*common, *more])) for more in ([], ["--drawn", "0.5", "--steps", "7"]))
-    assert natural == replace(cli._settings(parse(common[:4])), drawn=NATURALLY_DRAWN)
-    assert (named.drawn, named.steps) == (0.5, 7)
 
 
 def test_how_long_the_drawing_is_shown_can_be_chosen_and_makes_another_result(anonymizer, capsys) -> None:
@@ -497,7 +488,8 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_run_stopped_while_it_writes_leaves_nothing_half_written(photo, tmp_path: Path, name: str) -> None:
     code = STOPPED.format(signal=f"signal.{name}")
-    command = [sys.executable, "-c", code, "anonymize", str(photo), "-o", str(tmp_path / "out" / "a.jpg"), "--steps", "1"]
+    words = ["anonymize", str(photo), "-o", str(tmp_path / "out" / "a.jpg"), "--steps", "1", "--recogniser", "none"]
+    command = [sys.executable, "-c", code, *words]
     temp = tmp_path / "temp"
     temp.mkdir()
     done = subprocess.run(

@@ -489,11 +489,11 @@ def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> No
 
 
 def test_the_checked_workflow_saves_pixels_alone_leaves_no_copy_and_saves_nothing_when_the_check_fails(
-    server: Server, network: Path
+    server: Server,
 ) -> None:
-    _install(network, server, 0.9)
     (file,) = (ROOT / "workflows").glob("9_check*.json")
     prompt = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
+    _node(prompt, "LoadRecogniser")["max_similarity"] = 0.9
     _node(prompt, "RetrySampler").update(steps=2, tries=2)
     for left in (server.folder / "temp").rglob("*.*"):  # of other tests
         left.unlink()

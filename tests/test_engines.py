@@ -35,7 +35,9 @@ needs_ray = pytest.mark.skipif(
 
 
 def command(album: Path, out: Path, *words: object) -> list[str]:
-    return [str(word) for word in ("anonymize", album, "-o", out, "--steps", 2, "--threads", 2, *words)]
+    return [
+        str(word) for word in ("anonymize", album, "-o", out, "--steps", 2, "--threads", 2, "--recogniser", "none", *words)
+    ]
 
 
 def on_ray(album: Path, out: Path) -> subprocess.Popen[str]:

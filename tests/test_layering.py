@@ -54,7 +54,7 @@ def test_the_core_never_imports_nodes_or_comfyui() -> None:
         ("matplotlib", {"faceanon_core/evaluation/plots.py"}),
         ("jinja2", {"faceanon_core/evaluation/page.py"}),
         ("ray", {"faceanon_core/engines.py"}),
-        ("dlib", {"faceanon_core/evaluation/dlib_network.py"}),
+        ("dlib", {"faceanon_core/dlib_recogniser.py"}),
         ("skimage", {"faceanon_core/cli.py"}),
         ("folder_paths", {"nodes/folders.py"}),
         *((package, {"nodes/comfy_bridge.py"}) for package in sorted(COMFY - {"folder_paths"})),

@@ -168,7 +168,7 @@ def test_the_command_line_keeps_the_glasses_bit_identical(parser, anonymizer, po
     worn = portrait.copy()
     where = draw_glasses(worn, face.landmarks, 20)
     Image.fromarray(worn).save(tmp_path / "worn.png")
-    arguments = ["anonymize", str(tmp_path / "worn.png"), "--steps", "2", "--parser", str(FOLDER)]
+    arguments = ["anonymize", str(tmp_path / "worn.png"), "--steps", "2", "--recogniser", "none", "--parser", str(FOLDER)]
     for name, more in (("kept.png", []), ("new.png", ["--regions", "face,glasses"])):
         assert main([*arguments, "-o", str(tmp_path / name), *more]) == 0
     kept, new = (np.asarray(Image.open(tmp_path / name)) for name in ("kept.png", "new.png"))
@@ -179,7 +179,7 @@ def test_the_command_line_keeps_the_glasses_bit_identical(parser, anonymizer, po
 
 def test_the_command_line_refuses_what_the_parser_cannot_find(portrait_file: Path, tmp_path: Path, capsys) -> None:
     arguments = ["anonymize", str(portrait_file), "-o", str(tmp_path / "new.png"), "--keep", "hair"]
-    assert main([*arguments, "--parser", str(FOLDER)]) == 2
+    assert main([*arguments, "--recogniser", "none", "--parser", str(FOLDER)]) == 2
     assert "cannot find hair" in capsys.readouterr().err
 
 
@@ -238,7 +238,7 @@ def test_bisenet_from_the_command_line_needs_neither_folder_nor_config(portrait_
         state["conv_out.conv_out.weight"][1] = 1.0
 
     network = bisenet_file(tmp_path / "bisenet.pth", only_skin)
-    arguments = ["anonymize", str(portrait_file), "--steps", "2", "--parser", str(network)]
+    arguments = ["anonymize", str(portrait_file), "--steps", "2", "--recogniser", "none", "--parser", str(network)]
     assert main([*arguments, "-o", str(tmp_path / "new.png"), "--keep", "hair"]) == 0
     assert main([*arguments, "-o", str(tmp_path / "none.png"), "--regions", "glasses"]) == 2
     assert "nothing can be regenerated" in capsys.readouterr().err and not (tmp_path / "none.png").exists()

@@ -186,7 +186,7 @@ def test_dinov2_gives_its_tokens_before_the_final_norm(tmp_path: Path, crop, swi
 
 def test_an_encoder_works_from_the_command_line(tmp_path: Path, portrait_file: Path) -> None:
     small_clip(tmp_path / "clip")
-    settings = ["--steps", "3", "--seed", "2"]
+    settings = ["--steps", "3", "--seed", "2", "--recogniser", "none"]
     for name, more in (("own.png", ["--encoder", str(tmp_path / "clip")]), ("demo.png", [])):
         assert main(["anonymize", str(portrait_file), "-o", str(tmp_path / name), *settings, *more]) == 0
     assert (tmp_path / "own.png").read_bytes() != (tmp_path / "demo.png").read_bytes()
@@ -284,7 +284,7 @@ def test_without_transformers_one_sentence_says_what_to_install(tmp_path: Path, 
     code = (
         "import sys; sys.modules['transformers'] = None; from faceanon_core.cli import main; "
         f"sys.exit(main(['anonymize', {str(portrait_file)!r}, '-o', {str(tmp_path / 'x.png')!r}, "
-        f"'--encoder', {str(tmp_path / 'clip')!r}]))"
+        f"'--recogniser', 'none', '--encoder', {str(tmp_path / 'clip')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

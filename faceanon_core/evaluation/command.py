@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .observe import Embedder, Observer
 
 _NEEDED = ("torchmetrics", "matplotlib", "jinja2")
-_DLIB = "dlib"  # in place of a file's name; see `dlib_network`
 _SEEN, _MADE = "seen", "made"  # folders in the output that make a run resumable
 
 
@@ -32,7 +31,7 @@ def add_evaluate(verbs: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for report, figures and what was made")
     parser.add_argument(
         "--recogniser", type=Path, nargs="+", action="extend", required=True,
-        help="ONNX face-recognition networks; dlib: dlib's, an independent judge (pip install faceanon[judge])",
+        help="ONNX face-recognition networks; dlib: dlib's (pip install faceanon[check]). Who checked is no judge",
     )  # fmt: skip
     parser.add_argument(
         "--baselines", default="", help="also run, on the same pictures: blur,pixelate,solid,unguided,reference,default"
@@ -132,15 +131,10 @@ class _Network(NamedTuple):
 
 
 def _open_network(path: Path) -> _Network:
-    if str(path) == _DLIB:
-        from .dlib_network import DlibNetwork
+    from ..dlib_recogniser import open_recogniser
 
-        judge = DlibNetwork()
-        return _Network(judge.name, judge, judge.key, {})
-    from ..identity import Recogniser
-
-    recogniser = Recogniser(path)
-    return _Network(recogniser.name, recogniser, f"{recogniser.sha256} {recogniser.card.layout}", recogniser.card.thresholds)
+    recogniser = open_recogniser(path)
+    return _Network(recogniser.name, recogniser, recogniser.key, recogniser.thresholds)
 
 
 def identity_text(method: str, identity: Figures) -> str:

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from ..attributes import Attributes
 from ..diffusion import DemoModel, load_vae
+from ..dlib_recogniser import DlibRecogniser
 from ..encoder import load_demo_encoder
 from ..engines import usable_cores
 from ..evaluation.observe import file_hash
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
     parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate, attributes and quality")
+    parser.add_argument("--unchecked", action="store_true", help="evaluate what is made without faceanon[check]")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw faces or make results")
     for name, settings in _SETTINGS.items():
@@ -147,7 +149,8 @@ def _install(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     figures = evaluate(
-        options.faces, Recogniser(options.recogniser), options.work, options.minutes, options.device, options.workers
+        options.faces, Recogniser(options.recogniser), options.work, options.minutes, options.device, options.workers,
+        checks=() if options.unchecked else (DlibRecogniser(),),
     )  # fmt: skip
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 

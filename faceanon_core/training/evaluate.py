@@ -21,7 +21,7 @@ from ..evaluation.measures import landmark_distance, pose_error
 from ..faces import face_at
 from ..geometry import Box, FloatArray
 from ..guidance import feature_distance
-from ..identity import Recogniser
+from ..identity import FaceRecogniser, Recogniser
 from ..image import tensor_to_pixels
 from ..pipeline import Anonymizer, Settings
 from ..regions import RegionChoice
@@ -50,7 +50,7 @@ class Seen:
 
 def evaluate(
     root: Path, recogniser: Recogniser, work: Path, minutes: float = 1e9, device: str = "cpu", workers: int = 1,
-    settings: Settings = SETTINGS,
+    settings: Settings = SETTINGS, checks: Sequence[FaceRecogniser] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Anonymize the test faces in `root` and measure.
 
@@ -58,6 +58,7 @@ def evaluate(
         work: results that are there already, made with the same weights and settings, are kept.
         minutes: stop making results after this long and report on the faces that are there.
         workers: processes that share the faces, each on one core and all on `device`.
+        checks: what every result has to pass; the `recogniser` that judges them should be none of these.
 
     Writes `work/evaluation/figures.json`, `rows.csv` (a line for every face) and `contact_sheet.jpg`, and the results as
     pictures into `work/evaluation/results`, named as `training sources` names their sources.
@@ -68,9 +69,9 @@ def evaluate(
     chosen = shuffled(faces)
     off = replace(settings, guidance=replace(settings.guidance, strength=0.0))
     wanted = {("default", i): settings for i in chosen} | {("unguided", i): off for i in chosen[::_COMPARED]}
-    files = {job: result_file(work, faces, job[1], each) for job, each in wanted.items()}
+    files = {job: result_file(work, faces, job[1], each, checks) for job, each in wanted.items()}
     with Crew(workers) as crew:
-        made = make_missing(root, files, wanted, crew, minutes, device)
+        made = make_missing(root, files, wanted, crew, minutes, device, checks)
         seen = crew.spread(partial(_see_share, root, settings), made)
     results, unguided = ({i: one for (run, i), one in seen.items() if run == name} for name in ("default", "unguided"))
     indices = sorted(results)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..errors import AnonymizationError, NoFaceError
 from ..evaluation.baselines import settings_key
 from ..geometry import FloatArray, upright_frame, warp_square
+from ..identity import FaceRecogniser
 from ..image import Picture, load_picture, pixels_to_tensor, save_picture
 from ..pipeline import Anonymizer, Settings
 from .data import FaceSet
@@ -51,27 +52,37 @@ def shuffled(faces: FaceSet, limit: int | None = None) -> list[int]:
     return [int(i) for i in np.random.default_rng(0).permutation(len(faces))[:limit]]
 
 
-def result_file(work: Path, faces: FaceSet, i: int, settings: Settings) -> Path:
-    """Where the result of test face `i` is kept: another place when weights, gallery or settings change."""
-    key = hashlib.sha256(settings_key(settings).encode()).hexdigest()[:10]
+def result_file(
+    work: Path, faces: FaceSet, i: int, settings: Settings, checks: Sequence[FaceRecogniser] = ()
+) -> Path:  # fmt: skip
+    """Where the result of test face `i` is kept: another place when weights, gallery, settings or checks change."""
+    key = hashlib.sha256(settings_key(settings, *([one.key, one.limit()] for one in checks)).encode()).hexdigest()[:10]
     return work / "made" / f"{faces.records[i].name}-{key}.png"
 
 
 def make_missing(
-    root: Path, files: dict[Job, Path], settings: dict[Job, Settings], crew: Crew, minutes: float, device: str
+    root: Path,
+    files: dict[Job, Path],
+    settings: dict[Job, Settings],
+    crew: Crew,
+    minutes: float,
+    device: str,
+    checks: Sequence[FaceRecogniser] = (),
 ) -> list[tuple[Job, Path]]:
     """Make the results that are not there yet, until the time is up.
 
     Returns: those that are there then. What the pipeline refuses is noted, not tried again, and not among them.
     """
     missing = {file: (job[1], settings[job], file) for job, file in files.items() if not _note(file).is_file()}
-    crew.spread(partial(_make_share, root, device, time.time() + 60 * minutes), list(missing.values()))
+    crew.spread(partial(_make_share, root, device, time.time() + 60 * minutes, checks), list(missing.values()))
     return [(job, file) for job, file in files.items() if _note(file).is_file() and file.is_file()]
 
 
-def _make_share(root: Path, device: str, deadline: float, jobs: Sequence[tuple[int, Settings, Path]]) -> dict[Path, None]:
+def _make_share(
+    root: Path, device: str, deadline: float, checks: Sequence[FaceRecogniser], jobs: Sequence[tuple[int, Settings, Path]]
+) -> dict[Path, None]:  # fmt: skip
     """One worker's part of the results; they are files, and nothing comes back."""
-    anonymizer, faces = Anonymizer(device=device), FaceSet(root, "test")
+    anonymizer, faces = Anonymizer(device=device, recognisers=checks), FaceSet(root, "test")
     for i, settings, file in tqdm(jobs, desc="making", unit="face", mininterval=20):
         if time.time() > deadline:
             break
