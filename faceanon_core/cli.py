@@ -118,7 +118,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hold-pose", type=float, default=0.0, help="hold pose and expression, 1 = firmly (default: 0)")
     parser.add_argument(
         "--proportions", type=float,
-        help="how far the features move from the source's places, 0 = stay (default: 0.6 where a recogniser checks, "
+        help="how far the features move from the source's places, 0 = stay (default: 0.45 where a recogniser checks, "
         "further with every try; else 0.9, which looks drawn)",
     )  # fmt: skip
     parser.add_argument(

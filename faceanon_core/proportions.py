@@ -15,7 +15,7 @@ from torch import Tensor
 from . import geometry
 from .geometry import FloatArray, eye_centers
 
-CHECKED, UNCHECKED = 0.6, 0.9  # amounts to start with; only the second hides a person without a check (MODEL_CARD.md)
+CHECKED, UNCHECKED = 0.45, 0.9  # amounts to start with; only the second hides a person without a check (MODEL_CARD.md)
 
 # One unit of change, in inter-ocular distances (moves) or as a share (stretches)
 _EYES_APART, _EYES_DOWN, _EYE_SIZE = 0.16, 0.015, 0.2

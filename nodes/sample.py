@@ -65,7 +65,7 @@ class InpaintFaces:
                         "default": UNCHECKED,
                         "min": 0.0,
                         "max": 2.0,
-                        "step": 0.1,
+                        "step": 0.05,
                         "tooltip": "How far the sketch's eyes, brows, nose and mouth move from the source's places, so that "
                         "it does not hand the source's face on. 0 keeps them and leaks identity!",
                     },
@@ -177,7 +177,7 @@ class AttributeGuidance:
                         "default": defaults.away,
                         "min": 0.0,
                         "max": 2.0,
-                        "step": 0.1,
+                        "step": 0.05,
                         "tooltip": "Push away from the source's features. 0 = off; needs crops.",
                     },
                 ),

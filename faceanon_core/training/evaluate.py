@@ -24,6 +24,7 @@ from ..guidance import feature_distance
 from ..identity import FaceRecogniser, Recogniser
 from ..image import tensor_to_pixels
 from ..pipeline import Anonymizer, Settings
+from ..proportions import CHECKED
 from ..regions import RegionChoice
 from ..report import contact_sheet
 from ..target import gallery_target
@@ -162,7 +163,7 @@ def _write_rows(path: Path, names: list[str], targets: list[str], rows: list[Row
 def _sheet(anonymizer: Anonymizer, faces: FaceSet, results: dict[int, Seen], settings: Settings) -> NDArray[np.uint8]:
     indices = sorted(results)
     rows = []
-    keep_eyes = replace(settings, regions=RegionChoice(keep=("eyes",)), on_failure="redact")
+    keep_eyes = replace(settings, regions=RegionChoice(keep=("eyes",)), proportions=CHECKED, on_failure="redact")
     for i in indices[:: max(1, len(indices) // 10)][:10]:
         kept = anonymizer.anonymize(faces.image(i), keep_eyes).pixels
         target = tensor_to_pixels(gallery_target(results[i].made.target).image)[0]
