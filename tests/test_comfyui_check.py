@@ -130,9 +130,10 @@ def test_pictures_without_a_face_or_of_another_size_cannot_be_checked(listed: Pa
 
 def test_one_try_equals_the_chain_of_nodes_it_replaces(listed: Path, retry_inputs: dict[str, Any]) -> None:
     given = retry_inputs
-    image, report, _ = run_node("RetrySampler", **given, recogniser=load(1.0), seed=5, drawn=0.6)
+    moved = {"proportions": 0.45}
+    image, report, _ = run_node("RetrySampler", **given, recogniser=load(1.0), seed=5, drawn=0.6, **moved)
     shared = {name: given[name] for name in ("positive", "negative", "vae", "crops", "mask")}
-    positive, negative, latent = run_node("InpaintFaces", **shared, seed=5, drawn=0.6)
+    positive, negative, latent = run_node("InpaintFaces", **shared, seed=5, drawn=0.6, **moved)
     inputs = {"model": given["model"], "vae": given["vae"], "guidance": given["guidance"], "steps": given["steps"]}
     sampled = run_node("GuidedSampler", **inputs, positive=positive, negative=negative, latent=latent, seed=5)[0]
     with torch.inference_mode():
