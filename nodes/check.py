@@ -26,7 +26,7 @@ _RECOGNISER = ("FACE_RECOGNISER", {"tooltip": "From Load Recogniser; every netwo
 
 
 class LoadRecogniser:
-    """The pack's face-recognition network, or one of the user's with its card: one FACE_RECOGNISER socket."""
+    """dlib's face-recognition network, or one of the user's with its card: one FACE_RECOGNISER socket."""
 
     TITLE = "Load Recogniser"
     CATEGORY = CATEGORY

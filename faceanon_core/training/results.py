@@ -61,14 +61,9 @@ def result_file(
 
 
 def make_missing(
-    root: Path,
-    files: dict[Job, Path],
-    settings: dict[Job, Settings],
-    crew: Crew,
-    minutes: float,
-    device: str,
+    root: Path, files: dict[Job, Path], settings: dict[Job, Settings], crew: Crew, minutes: float, device: str,
     checks: Sequence[FaceRecogniser] = (),
-) -> list[tuple[Job, Path]]:
+) -> list[tuple[Job, Path]]:  # fmt: skip
     """Make the results that are not there yet, until the time is up.
 
     Returns: those that are there then. What the pipeline refuses is noted, not tried again, and not among them.
