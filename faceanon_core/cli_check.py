@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from .identity import FaceRecogniser
 
 _NONE = "none"
-USUAL = "dlib where it is installed and the whole face is replaced"
-log = logging.getLogger("faceanon")
+USUAL = "dlib where the whole face is replaced"
 
 LAYOUT_NAMES = ("mobilefacenet", "insightface", "sface")
 
@@ -48,7 +46,7 @@ def add_recognisers(parser: argparse.ArgumentParser, usual: str = _NONE) -> None
     parser.add_argument(
         "--recogniser", type=Path, action="append", default=[],
         help="face-recognition network every result must pass: an ONNX file, at 1%% false accepts by its card; dlib, which "
-        f"needs no file (pip install faceanon[check]); none: no check; may be repeated (default: {usual})",
+        f"needs no file; none: no check; may be repeated (default: {usual})",
     )  # fmt: skip
     parser.add_argument(
         "--max-similarity", type=float, help="to the source, -1 to 1, in place of their own; above, the face is made again"
@@ -56,21 +54,14 @@ def add_recognisers(parser: argparse.ArgumentParser, usual: str = _NONE) -> None
 
 
 def choose_recognisers(options: argparse.Namespace) -> None:
-    """Let dlib check where no network is named; say so where it is not installed.
+    """Let dlib check where no network is named.
 
     What stays of a face on purpose is no failure, and the reference preset is to stay what it is.
     """
-    from .dlib_recogniser import DLIB, has_dlib
+    from .dlib_recogniser import DLIB
 
-    if options.recogniser or options.preset == "reference" or not _is_whole_face(options):
-        return
-    if has_dlib():
+    if not options.recogniser and options.preset != "reference" and _is_whole_face(options):
         options.recogniser = [Path(DLIB)]
-    else:
-        log.warning(
-            "no face-recognition network checks what is made, so the faces are drawn with proportions that few people have; "
-            'for natural ones that are checked: pip install "faceanon[check]"'
-        )
 
 
 def _is_whole_face(options: argparse.Namespace) -> bool:

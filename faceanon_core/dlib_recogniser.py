@@ -1,7 +1,6 @@
 """dlib's face-recognition ResNet: the one recogniser that needs no file of the user's.
 
-The packages dlib-bin (or dlib) and face-recognition-models, which carries the weights (public domain), come with
-`pip install faceanon[check]`.
+The package face-recognition-models carries the weights (public domain).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class DlibRecogniser:
         try:
             import dlib
         except ImportError as error:
-            raise InputError(_help("dlib")) from error
+            raise InputError(_help("dlib-bin")) from error
         self._dlib: Any = dlib
         self._network = dlib.face_recognition_model_v1(str(path))
         self._limit = limit
@@ -78,11 +77,6 @@ class DlibRecogniser:
         self._limit = max_similarity
 
 
-def has_dlib() -> bool:
-    """Whether both packages are installed."""
-    return find_spec("dlib") is not None and find_spec("face_recognition_models") is not None
-
-
 def open_recogniser(network: Path | str) -> FaceRecogniser:
     """The network in an ONNX file, or dlib's where `DLIB` is named.
 
@@ -100,4 +94,4 @@ def _weights_path() -> Path:
 
 
 def _help(package: str) -> str:
-    return f'the recogniser dlib needs {package}, which is not installed: pip install "faceanon[check]"'
+    return f"the recogniser dlib needs {package}, which is not installed: pip install {package}"

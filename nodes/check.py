@@ -50,7 +50,7 @@ class LoadRecogniser:
             "required": {
                 "network": (
                     [DLIB, *weights_names(suffixes=(".onnx",))],
-                    {"tooltip": "dlib (pip install faceanon[check]), or a file in models/faceanon with its card."},
+                    {"tooltip": "dlib, or a file in models/faceanon with its card."},
                 ),
                 "max_similarity": ("FLOAT", bound),
             },

@@ -144,10 +144,22 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def portrait_prompt(server: Server) -> dict[str, Any]:
-    workflow = json.loads((ROOT / "workflows" / "1_anonymize_portrait.json").read_text())
-    prompt = ui_to_api(workflow, server.request("/object_info"))
-    _node(prompt, "GuidedSampler")["steps"] = 3
-    return prompt
+    """A whole face made by single nodes: workflow 3, but nothing is kept or held, and only the result is shown."""
+    prompt = _prompt(server, "3_keep")
+    _node(prompt, "RegionMask")["keep"] = _node(prompt, "DemoConditioning")["keep"] = ""
+    _node(prompt, "GuidedSampler").update(steps=3, guidance=_node(prompt, "HoldPose")["guidance"])
+    return {number: prompt[number] for number in _needed_by(prompt, _id(prompt, "SaveImage"))}
+
+
+def _prompt(server: Server, name: str) -> dict[str, Any]:
+    """The workflow whose file begins with `name`, in the API's form."""
+    (file,) = (ROOT / "workflows").glob(f"{name}*.json")
+    return ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
+
+
+def _needed_by(prompt: dict[str, Any], node: str) -> set[str]:
+    links = [value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list)]
+    return {node}.union(*(_needed_by(prompt, link) for link in links))
 
 
 def _node(prompt: dict[str, Any], name: str) -> dict[str, Any]:
@@ -171,23 +183,31 @@ def _error(entry: dict[str, Any]) -> str:
     return next(message["exception_message"] for kind, message in entry["status"]["messages"] if kind == "execution_error")
 
 
-def test_the_portrait_workflow_runs_and_a_new_strength_reruns_the_sampler_only(
-    server: Server, portrait_prompt: dict[str, Any]
-) -> None:
-    assert server.run(portrait_prompt)["status"]["status_str"] == "success"
+def test_the_portrait_workflow_runs_and_a_new_strength_reruns_the_sampler_only(server: Server) -> None:
+    prompt = _prompt(server, "1_anonymize")
+    _node(prompt, "RetrySampler")["steps"] = 3
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", _error(entry)
     (picture,) = (server.folder / "output").glob("*.png")
     new, old = _pixels(picture), _pixels(server.folder / "input" / "portrait.png")
     difference = np.abs(new - old).max(-1)
     assert difference[80:150, 190:260].mean() > 10  # the middle of the face
     assert not difference[:, 320:].any() and not difference[220:].any()
+    assert "dlib" in entry["outputs"][_id(prompt, "PreviewAny")]["text"][0]
 
-    changed_prompt = json.loads(json.dumps(portrait_prompt))
+    changed_prompt = json.loads(json.dumps(prompt))
     _node(changed_prompt, "AttributeGuidance")["strength"] = 0.5
     entry = server.run(changed_prompt)
-    rerun = {portrait_prompt[n]["class_type"] for n in set(portrait_prompt) - _cached(entry)}
-    assert rerun <= {
-        "FaceAnon_AttributeGuidance", "FaceAnon_GuidedSampler", "VAEDecode", "FaceAnon_StitchFaces", "SaveImage",
-    }  # fmt: skip
+    rerun = {prompt[n]["class_type"] for n in set(prompt) - _cached(entry)}
+    assert rerun <= {"FaceAnon_AttributeGuidance", "FaceAnon_RetrySampler", "PreviewAny", "SaveImage"}
+
+
+def test_a_face_that_the_recogniser_of_the_portrait_workflow_still_knows_is_not_saved(server: Server) -> None:
+    prompt, before = _prompt(server, "1_anonymize"), _outputs(server)
+    _node(prompt, "RetrySampler").update(steps=1, tries=1)
+    _node(prompt, "LoadRecogniser")["max_similarity"] = -0.99
+    assert "it still looks like the source (dlib: similarity" in _error(server.run(prompt))
+    assert _outputs(server) == before
 
 
 @dataclass(frozen=True)
@@ -477,8 +497,7 @@ def test_a_mask_painted_in_load_image_keeps_what_it_covers(server: Server, portr
 
 @pytest.mark.parametrize("name", ["3_keep", "4_group", "5_synthesize", "6_video", "8_contact"])
 def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> None:
-    (file,) = (ROOT / "workflows").glob(f"{name}*.json")
-    prompt = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
+    prompt = _prompt(server, name)
     for node in prompt.values():
         quick = {"LoadImage": {"image": "portrait.png"}, "LoadVideo": {"file": "clip.mp4"}}.get(node["class_type"], {})
         node["inputs"] |= quick | {key: value for key, value in {"steps": 2, "seeds": 1}.items() if key in node["inputs"]}
@@ -491,8 +510,7 @@ def test_every_workflow_for_the_demo_model_runs(server: Server, name: str) -> No
 def test_the_checked_workflow_saves_pixels_alone_leaves_no_copy_and_saves_nothing_when_the_check_fails(
     server: Server,
 ) -> None:
-    (file,) = (ROOT / "workflows").glob("9_check*.json")
-    prompt = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
+    prompt = _prompt(server, "9_check")
     _node(prompt, "LoadRecogniser")["max_similarity"] = 0.9
     _node(prompt, "RetrySampler").update(steps=2, tries=2)
     for left in (server.folder / "temp").rglob("*.*"):  # of other tests
@@ -513,10 +531,9 @@ def test_the_checked_workflow_saves_pixels_alone_leaves_no_copy_and_saves_nothin
 
 def test_a_target_that_is_the_source_again_is_refused_in_the_graph(server: Server, network: Path) -> None:
     _install(network, server, 0.5)
-    (file,) = (ROOT / "workflows").glob("5_synthesize*.json")
-    workflow = ui_to_api(json.loads(file.read_text()), server.request("/object_info"))
-    needed = ("FaceAnon_", "LoadImage", "PreviewImage")
-    prompt = {number: node for number, node in workflow.items() if node["class_type"].startswith(needed)}
+    workflow = _prompt(server, "5_synthesize")
+    wanted = {_id(workflow, "PickTarget"), _id(workflow, "CropFaces")}
+    prompt = {number: workflow[number] for node in wanted for number in _needed_by(workflow, node)}
     _node(prompt, "LoadImage")["image"] = "portrait.png"
     _node(prompt, "SynthesizeTarget")["count"] = 2
     prompt["80"] = {

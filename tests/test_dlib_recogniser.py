@@ -1,8 +1,9 @@
-"""dlib's recogniser, which checks what the command line makes where it is installed, and what is made without it."""
+"""dlib's recogniser, which checks what the command line makes."""
 
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ import pytest
 from PIL import Image
 
 from faceanon_core import cli, cli_check
-from faceanon_core.dlib_recogniser import DLIB, LIMIT, DlibRecogniser, has_dlib
+from faceanon_core.dlib_recogniser import DLIB, LIMIT, DlibRecogniser
 from faceanon_core.errors import InputError
 from faceanon_core.pipeline import Anonymizer, Settings
 from faceanon_core.target import gallery_index, gallery_target
 
-installed = pytest.mark.skipif(not has_dlib(), reason='no dlib: pip install -e ".[check]"')
 COMMAND = ["anonymize", "a.png", "-o", "b.png"]
 
 
@@ -25,7 +25,6 @@ def chosen(words: list[str]) -> list[str]:
     return [str(path) for path in options.recogniser]
 
 
-@installed
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -43,11 +42,13 @@ def test_whole_faces_are_checked_unless_that_is_switched_off(words: list[str], w
     assert chosen(["demo", *words]) == wanted
 
 
-def test_without_dlib_the_command_line_says_that_nothing_checks(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("faceanon_core.dlib_recogniser.has_dlib", lambda: False)
-    assert chosen(COMMAND) == [] and 'pip install "faceanon[check]"' in caplog.text
-    caplog.clear()
-    assert chosen([*COMMAND, "--recogniser", "none"]) == ["none"] and not caplog.text
+def test_a_broken_installation_without_dlib_makes_nothing_unchecked(
+    portrait_file: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    assert cli.main(["anonymize", str(portrait_file), "-o", str(tmp_path / "new.png"), "--steps", "1"]) == 2
+    assert "dlib-bin, which is not installed: pip install dlib-bin" in capsys.readouterr().err
+    assert not (tmp_path / "new.png").exists()
 
 
 def test_the_check_is_not_switched_off_and_asked_for_at_once() -> None:
@@ -56,14 +57,12 @@ def test_the_check_is_not_switched_off_and_asked_for_at_once() -> None:
         cli_check.open_recognisers(options)
 
 
-@installed
 def test_the_command_line_writes_nothing_that_it_still_knows(portrait_file: Path, tmp_path: Path, capsys) -> None:
     words = ["anonymize", str(portrait_file), "-o", str(tmp_path / "new.png"), "--steps", "1", "--tries", "1"]
     assert cli.main([*words, "--max-similarity", "-1"]) == 1 and not (tmp_path / "new.png").exists()
     assert "it still looks like the source (dlib: similarity" in capsys.readouterr().err
 
 
-@installed
 def test_a_person_in_a_darker_and_coarser_picture_is_known_and_more_alike_than_any_other(anonymizer: Anonymizer) -> None:
     network = DlibRecogniser()
     pictures = [(gallery_target(name).image[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8) for name in gallery_index()]
@@ -77,7 +76,6 @@ def test_a_person_in_a_darker_and_coarser_picture_is_known_and_more_alike_than_a
     assert (scores.argmax(1) == np.arange(len(pictures))).all() and scores.diagonal().min() > network.limit()
 
 
-@installed
 def test_another_process_gets_the_same_network_and_limit() -> None:
     strict = DlibRecogniser()
     strict.set_limit(0.1)
@@ -86,7 +84,6 @@ def test_another_process_gets_the_same_network_and_limit() -> None:
     assert DlibRecogniser().limit() == LIMIT and strict.limit(0.7) == 0.7
 
 
-@installed
 def test_features_start_near_where_people_have_them_only_where_a_recogniser_checks(
     anonymizer: Anonymizer, astronaut
 ) -> None:

@@ -31,7 +31,7 @@ def add_evaluate(verbs: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for report, figures and what was made")
     parser.add_argument(
         "--recogniser", type=Path, nargs="+", action="extend", required=True,
-        help="ONNX face-recognition networks; dlib: dlib's (pip install faceanon[check]). Who checked is no judge",
+        help="ONNX face-recognition networks; dlib: dlib's. Who checked is no judge",
     )  # fmt: skip
     parser.add_argument(
         "--baselines", default="", help="also run, on the same pictures: blur,pixelate,solid,unguided,reference,default"
