@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from .checks import check_size
 from .errors import InputError, WeightsError
-from .geometry import LANDMARK_COUNT, Box, FloatArray, is_same_face, mirror_landmarks, warp_square
+from .geometry import LANDMARK_COUNT, Box, FloatArray, eye_centers, is_same_face, mirror_landmarks, warp_square
 from .optional import OPTIONAL_MODELS, model_folder
 from .recall import SecondDetector
 
@@ -103,6 +104,7 @@ class FaceDetector:
         folders = [*task_folders, model_folder()]
         self._backend = _open_backend(min_score, task_file, folders)
         self._second = SecondDetector(folders) if cross_check else None
+        self._close = weakref.finalize(self, self._backend.close)  # at the latest before the interpreter takes itself apart
 
     def __enter__(self) -> FaceDetector:
         return self
@@ -112,7 +114,7 @@ class FaceDetector:
 
     def close(self) -> None:
         """Free mediapipe's graphs."""
-        self._backend.close()
+        self._close()
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         """The faces of `scan` alone, for callers that need landmarks and emit nothing."""
@@ -192,11 +194,16 @@ class FaceDetector:
             scale = MESH_CROP_PX / side
             x, y = proposal.box.center
             matrix = np.array([[scale, 0, (side / 2 - x) * scale], [0, scale, (side / 2 - y) * scale]], np.float32)
-            crop = _turned(warp_square(image, matrix, MESH_CROP_PX), proposal.turn)
+            square, turn = warp_square(image, matrix, MESH_CROP_PX), proposal.turn
+            crop = _turned(square, turn)
             points = self._backend.fit_mesh(crop)
+            if points is not None and _quarter_turns(points):  # the mesh fits best where the face is upright
+                turn = (turn + _quarter_turns(points)) % 4
+                crop = _turned(square, turn)
+                points = self._backend.fit_mesh(crop)
             if points is not None:
                 distance = self._mirror_distance(crop, points)
-                for _ in range(proposal.turn):  # each quarter turn back: pixel centres at integers
+                for _ in range(turn):  # each quarter turn back: pixel centres at integers
                     points = np.stack([MESH_CROP_PX - 1 - points[:, 1], points[:, 0]], axis=1)
                 offset = np.array([x - side / 2, y - side / 2], np.float32)
                 return _Fit((points / scale + offset).astype(np.float32), distance)
@@ -262,6 +269,12 @@ def _turned(view: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     """A contiguous view after so many quarter turns counter-clockwise."""
     turned = cv2.rotate(view, _ROTATIONS[turn - 1]) if turn else np.ascontiguousarray(view)
     return np.asarray(turned, np.uint8)
+
+
+def _quarter_turns(points: FloatArray) -> int:
+    """Turns counter-clockwise that put a face with these landmarks upright, 0..3."""
+    right, left = eye_centers(points)
+    return round(np.arctan2(left[1] - right[1], left[0] - right[0]) / (np.pi / 2)) % 4
 
 
 def _turn_back(box: Box, turn: int, width: int, height: int) -> Box:
