@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=20, help="of each image of demo and sd15 (default: 20; 6 has about the same shares)"
     )
     benchmark.add_argument("--runs", type=int, default=3, help="of each line (default: 3)")
-    benchmark.add_argument("--short", action="store_true", help="of demo and sd15 unguided and ours alone, which is quicker")
+    benchmark.add_argument(
+        "--short", action="store_true", help="of demo and sd15 unguided, the reference's way and ours alone"
+    )
     benchmark.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
     benchmark.set_defaults(run=_run_benchmark)
     demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
