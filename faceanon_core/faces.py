@@ -197,11 +197,13 @@ class FaceDetector:
             square, turn = warp_square(image, matrix, MESH_CROP_PX), proposal.turn
             crop = _turned(square, turn)
             points = self._backend.fit_mesh(crop)
-            if points is not None and _quarter_turns(points):  # the mesh fits best where the face is upright
-                turn = (turn + _quarter_turns(points)) % 4
-                crop = _turned(square, turn)
-                points = self._backend.fit_mesh(crop)
             if points is not None:
+                upright_turn = (turn + _quarter_turns(points)) % 4
+                upright = _turned(square, upright_turn)
+                # a mesh fits best where the face is upright; one that fits the other way alone must not be lost
+                better = self._backend.fit_mesh(upright) if upright_turn != turn else None
+                if better is not None:
+                    crop, turn, points = upright, upright_turn, better
                 distance = self._mirror_distance(crop, points)
                 for _ in range(turn):  # each quarter turn back: pixel centres at integers
                     points = np.stack([MESH_CROP_PX - 1 - points[:, 1], points[:, 0]], axis=1)
