@@ -67,7 +67,7 @@ def main_pictures(maker: Maker) -> dict[str, Pixels]:
     keep = {f"keep {name}": ["--keep", name, *natural] for name in ("eyes", "mouth")}
     keep["keep all but nose"] = ["--keep", "skin,eyes,brows,mouth", *natural]
     keep["only left_eye"] = ["--regions", "left_eye", *natural]
-    asked = {text: ["--attributes", text] for text in ("sex=male", "age=senior", "skin=dark", "expression=smile")}
+    asked = {text: ["--attributes", text] for text in ("sex=male", "age=senior", "skin=tan", "expression=smile")}
     chart = maker.folder / "chart.png"
     maker.run("--hold-pose", 1, "--chart", chart)
     return {
