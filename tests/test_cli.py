@@ -546,8 +546,8 @@ def test_a_face_drawn_by_transparency_alone_is_replaced_too(portrait, tmp_path: 
 def test_the_benchmark_prints_unguided_first_and_ours_last(capsys) -> None:
     assert run("benchmark", "demo", "--steps", 1, "--runs", 1, "--short") == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row[1].strip().split(":")[0] for row in rows[1:]] == ["unguided", "ours"]
-    assert float(rows[1][4]) == 1 and float(rows[2][4]) > 0.5
+    assert [row[1].strip().split(":")[0] for row in rows[1:]] == ["unguided", "reference", "ours"]
+    assert float(rows[1][4]) == 1 and float(rows[3][4]) > 0.5
 
 
 def test_the_benchmark_says_what_it_cannot_measure(capsys) -> None:
