@@ -81,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "fewer steps; the rest of the pipeline",
     )  # fmt: skip
     benchmark.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of sd15 and levers (default: fp32)")
-    benchmark.add_argument(
-        "--steps", type=int, default=20, help="of each image of demo and sd15 (default: 20; 6 has about the same shares)"
-    )
+    benchmark.add_argument("--steps", type=int, default=20, help="of each image of demo and sd15 (default: 20)")
     benchmark.add_argument("--runs", type=int, default=3, help="of each line (default: 3)")
     benchmark.add_argument(
         "--short", action="store_true", help="of demo and sd15 unguided, the reference's way and ours alone"

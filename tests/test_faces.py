@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import mediapipe
 import numpy as np
 import pytest
 from skimage import data
 
 from faceanon_core.errors import InputError, WeightsError
-from faceanon_core.faces import MIRROR_DISTANCE, TASK_FILE_VARIABLE, FaceDetector, _Fit, face_at
+from faceanon_core.faces import MESHES_DISAGREE, MIRROR_DISTANCE, TASK_FILE_VARIABLE, FaceDetector, _Fit, face_at
 from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE, Box
 from faceanon_core.training.data import FaceSet
+
+BUNDLED = hasattr(mediapipe, "solutions")  # the detector of later releases says otherwise why a face is unsure
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +206,8 @@ def test_a_mesh_that_the_mirror_image_does_not_confirm_is_no_face_and_must_not_p
         scan = detector.scan(ruin(astronaut, face))
     assert scan.faces == []
     (lost,) = scan.unfitted
+    if BUNDLED:
+        assert lost.reason == MESHES_DISAGREE and lost.box.iou(face.box) > 0.3
     assert lost.box.iou(face.box) > 0.2
 
 
@@ -220,6 +225,7 @@ def test_profiles_beside_whose_edge_the_mesh_lies_are_refused_and_plain_faces_ar
     for number in (296, 297):  # looked at: nose and lips lie beyond the mesh
         scan = detector.scan(faces.image(number))
         assert scan.faces == [] and len(scan.unfitted) == 1
+        assert scan.unfitted[0].reason == MESHES_DISAGREE or not BUNDLED
     for number in (0, 60, 120, 180, 240, 300):
         assert len(detector.detect(faces.image(number))) == 1, number
 
