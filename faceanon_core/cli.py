@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     benchmark.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of sd15 and levers (default: fp32)")
     benchmark.add_argument("--steps", type=int, default=20, help="of each image of demo and sd15 (default: 20)")
-    benchmark.add_argument("--runs", type=int, default=3, help="of each line (default: 3)")
+    benchmark.add_argument("--runs", type=int, default=3, help="of each line (default: 3; 1 of an image over 10 minutes)")
     benchmark.add_argument(
         "--short", action="store_true", help="of demo and sd15 unguided, the reference's way and ours alone"
     )

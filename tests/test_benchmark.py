@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from faceanon_core import benchmark_levers
-from faceanon_core.benchmark import Measured, Way, table, timed, watch_memory
+from faceanon_core.benchmark import Measured, Way, benchmark, table, timed, watch_memory
 from faceanon_core.benchmark_levers import Line, at_size
 from faceanon_core.benchmark_solvers import sample_dpmpp_2m_sde
 from faceanon_core.diffusion import schedule_sigmas
@@ -34,6 +34,15 @@ def test_a_way_is_compared_with_the_one_it_names() -> None:
     measured = {way.name: Measured([1.0], [seconds], [1.0]) for way, seconds in zip(ways, (2.0, 3.0, 6.0), strict=True)}
     rows = [line.split("|") for line in table(ways, measured)[2:]]
     assert [(row[1].strip(), float(row[4])) for row in rows] == [("unguided", 1.0), ("ours", 1.5), ("twice", 2.0)]
+
+
+@pytest.mark.parametrize(("longest_s", "said"), [(600, "2 runs,"), (0, "2 runs (1 where it took over 0 s),")])
+def test_what_takes_long_is_not_run_again(longest_s: float, said: str) -> None:
+    title, *rows = benchmark("demo", steps=2, runs=2, short=True, longest_s=longest_s)
+    assert said in title
+    for row in rows[3:6]:
+        smallest, largest = row.split("|")[3].split("(")[1].rstrip(") ").split("..")
+        assert (smallest == largest) == (longest_s == 0)
 
 
 def test_a_lever_that_fails_is_a_line_of_its_own() -> None:

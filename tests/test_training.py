@@ -328,7 +328,7 @@ def test_a_bent_picture_shows_the_face_where_its_landmarks_say(crop) -> None:
 
 @pytest.mark.faces
 def test_the_attributes_of_results_are_judged_against_their_sources(crop, network, anonymizer, tmp_path: Path) -> None:
-    """The sources themselves stand in for the results, so that the answers are known. The third is black and refused."""
+    """The sources stand in for the results, so that the answers are known. The third is black, and one was refused."""
     root = tmp_path / "faces"
     write_faces(crop, root, ("train", "test", "test", "test"), (1.0, 0.8, 0.6, 0.0))
     recogniser, faces = Recogniser(network), FaceSet(root, "test")
@@ -339,10 +339,14 @@ def test_the_attributes_of_results_are_judged_against_their_sources(crop, networ
         for i in range(2):
             settings = plan(run, i, judges.read_source(faces, i)).settings
             Made.keep(result_file(tmp_path, faces, i, settings), faces.image(i), "anna")
+    refused = result_file(tmp_path, faces, 1, plan("default", 1, {}).settings)
+    refused.unlink()
     figures = measure_attributes(root, recogniser, tmp_path, minutes=0, workers=2)
-    assert (figures["refused"]["hits"], figures["refused"]["of"]) == (1, 3)
+    assert (figures["not found"]["hits"], figures["not found"]["of"]) == (1, 3)
     for run in RUNS:
-        assert figures[run]["faces"] == 2 and figures[run]["same_person"]["share"] == 1
+        missing = int(run == "default")
+        assert figures[run]["faces"] == 2 - missing and figures[run]["same_person"]["share"] == 1
+        assert (figures[run]["refused"]["hits"], figures[run]["refused"]["of"]) == (missing, 2)
         assert figures[run]["pose_error"] < 2
         shares = [share["share"] for share in figures[run]["kept"].values() if share["of"]]
         assert len(shares) >= 3 and sum(shares) / len(shares) >= 0.9  # a tone at a class's border may tip over

@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..encoder import load_demo_encoder
 from ..engines import usable_cores
 from ..evaluation.observe import file_hash
 from ..geometry import FloatArray
-from ..identity import Recogniser
+from ..identity import FaceRecogniser, Recogniser
 from ..weights import ASSETS
 from .attributes import measure_attributes, tables
 from .data import FaceSet
@@ -56,7 +57,7 @@ def main() -> int:
     parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
     parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate, attributes and quality")
-    parser.add_argument("--unchecked", action="store_true", help="evaluate what is made with --recogniser none")
+    parser.add_argument("--unchecked", action="store_true", help="evaluate and attributes: results made with --recogniser none")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw faces or make results")
     for name, settings in _SETTINGS.items():
@@ -150,13 +151,18 @@ def _install(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     figures = evaluate(
         options.faces, Recogniser(options.recogniser), options.work, options.minutes, options.device, options.workers,
-        checks=() if options.unchecked else (DlibRecogniser(),),
+        checks=_checks(options),
     )  # fmt: skip
     logging.getLogger(__name__).info("%s", json.dumps(figures, indent=1))
 
 
+def _checks(options: argparse.Namespace) -> tuple[FaceRecogniser, ...]:
+    return () if options.unchecked else (DlibRecogniser(),)
+
+
 def _attributes(options: argparse.Namespace) -> None:
-    logging.getLogger(__name__).info("%s", tables(_measure(options, measure_attributes)))
+    measure = partial(measure_attributes, checks=_checks(options))
+    logging.getLogger(__name__).info("%s", tables(_measure(options, measure)))
 
 
 def _quality(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from ..evaluation.tables import say_share
 from ..faces import FaceDetector, face_at
 from ..geometry import Box, FloatArray
 from ..guidance import TermSettings
-from ..identity import Recogniser
+from ..identity import FaceRecogniser, Recogniser
 from ..image import load_picture, pixels_to_tensor
 from ..pipeline import Settings
 from ..skin import crop_skin_tone, mouth_expression
@@ -32,7 +32,7 @@ from ..weights import ASSETS
 from .crowd import Crowd
 from .data import FaceSet
 from .labels import record_attributes
-from .results import SETTINGS, Job, make_missing, result_file, shuffled
+from .results import SETTINGS, Job, is_refused, make_missing, result_file, shuffled
 from .workers import Crew
 
 # In the order in which they are made; "off": the same without any guidance. "default" neither asks nor keeps more.
@@ -165,16 +165,17 @@ def _least_squares(rows: NDArray[np.float64], labels: list[str | None], values: 
 
 def measure_attributes(
     root: Path, recogniser: Recogniser, work: Path, limit: int | None = None, minutes: float = 1e9, device: str = "cpu",
-    workers: int | None = None,
+    workers: int | None = None, checks: Sequence[FaceRecogniser] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Make every run's results of the test faces in `root` and judge them.
 
     Args:
         work: results that are there already, made with the same weights and settings, are kept.
-        limit: how many faces, None for all. One that the pipeline refuses is counted and left out.
+        limit: how many faces, None for all. Those that the pipeline refuses are counted and left out.
         minutes: stop making results after this long and judge those that are there.
         device: where results are made.
         workers: how many processes work at it, None for one per core.
+        checks: what every result has to pass; the `recogniser` that judges them should be none of these.
     Returns: the figures, also written to `work/attributes/attributes.json` and, as tables, `attributes.md`.
     """
     out = work / "attributes"
@@ -187,15 +188,19 @@ def measure_attributes(
         taken = [i for i in chosen if sources[i].accepted]
         plans = {(run, i): plan(run, i, sources[i].sure) for run, i in _everything(taken)}
         wanted = {job: each.settings for job, each in plans.items()}
-        files = {job: result_file(work, faces, job[1], settings) for job, settings in wanted.items()}
-        made = make_missing(root, files, wanted, crew, minutes, device)
+        files = {job: result_file(work, faces, job[1], settings, checks) for job, settings in wanted.items()}
+        made = make_missing(root, files, wanted, crew, minutes, device, checks)
         judged = crew.spread(partial(_judge_share, root, recogniser, second), made)
     rows = [
         {"run": run, "face": i, "asked": plans[run, i].asked, "source": sources[i].sure} | shown
         for (run, i), shown in judged.items()
     ]
-    figures = summarize(rows) | {
-        "refused": share_with_interval(len(chosen) - len(taken), len(chosen)),
+    figures = summarize(rows)
+    for run in RUNS:
+        refused = sum(is_refused(file) for job, file in files.items() if job[0] == run)
+        figures[run]["refused"] = share_with_interval(refused, refused + figures[run]["faces"])
+    figures |= {
+        "not found": share_with_interval(len(chosen) - len(taken), len(chosen)),
         "judges": _judge_accuracy(faces, {i: sources[i].seen for i in taken}),
     }
     (out / "attributes.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -330,6 +335,7 @@ def tables(figures: dict[str, Any]) -> str:
     beside = ["| | " + " | ".join(RUNS) + " |", "|---" * (1 + len(RUNS)) + "|"]
     everything = [figures[run] for run in RUNS]
     beside.append("| faces | " + " | ".join(str(run["faces"]) for run in everything) + " |")
+    beside.append("| refused | " + " | ".join(say_share(run["refused"]) for run in everything) + " |")
     beside.append("| a face is detected | " + " | ".join(say_share(run["detected"]) for run in everything) + " |")
     beside.append(
         "| same person at 1% false accepts | " + " | ".join(say_share(r["same_person"]) for r in everything) + " |"
@@ -339,5 +345,5 @@ def tables(figures: dict[str, Any]) -> str:
     beside.append("| median pose error, degrees | " + " | ".join(str(run["pose_error_median"]) for run in everything) + " |")
     judged = ["| judge | agrees with the data's labels |", "|---|---|"]
     judged += [f"| {judge} | {say_share(share)} |" for judge, share in figures["judges"].items()]
-    refused = [f"Refused by the pipeline, and left out: {say_share(figures['refused'])} faces."]
-    return "\n\n".join("\n".join(lines) for lines in (asked, kept, beside, judged, refused)) + "\n"
+    missing = [f"Of the sources the pipeline finds no face in {say_share(figures['not found'])}; they are left out."]
+    return "\n\n".join("\n".join(lines) for lines in (asked, kept, beside, judged, missing)) + "\n"
