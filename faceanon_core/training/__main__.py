@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--start", type=Path, help="folder with vae_tiny.safetensors and unet.safetensors to begin from")
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and results")
     parser.add_argument("--recogniser", type=Path, help="MobileFaceNet.onnx, for evaluate, attributes and quality")
-    parser.add_argument("--unchecked", action="store_true", help="evaluate and attributes: results made with --recogniser none")
+    parser.add_argument("--unchecked", action="store_true", help="evaluate, attributes: with --recogniser none")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw faces or make results")
     for name, settings in _SETTINGS.items():
