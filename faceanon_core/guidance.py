@@ -21,7 +21,7 @@ from .errors import AnonymizationError, InputError
 
 Tokens = Literal["all", "class", "patches", "region"]
 CHUNK_PX = 512 * 512  # decoded pixels that are differentiated at once; a large VAE needs gigabytes for these
-REUSE = 3  # gradients of steps in a row hardly differ; at 4 some faces lose a seventh of the effect, at 6 half of it
+REUSE = 5  # gradients of steps in a row hardly differ; docs/BENCHMARK.md has what longer and shorter gaps keep
 LIMIT = 0.06  # root mean square of a pull, in shares of the noise its step adds; beyond, faces get stains and burn out
 _PX_PER_LATENT = 64  # the VAEs of SD 1.x, SD 2 and SDXL, and the demo model's: 8 by 8
 
