@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli_check, cli_engine, cli_targets
 from .attributes import parse_attributes
+from .cli_check import split_names
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, fill_folder, make_namer, refuse_unwritable, remove_leftovers
@@ -168,13 +169,13 @@ def _settings(options: argparse.Namespace) -> Settings:
         guidance = replace(guidance, tokens=options.tokens)
     return replace(
         preset,
-        regions=RegionChoice(regenerate=_names(options.regions), keep=_names(options.keep)),
+        regions=RegionChoice(split_names(options.regions), split_names(options.keep)),
         guidance=guidance,
         away_identity=TermSettings(float(options.identity_network is not None) if away is None else away),
         hold_pose=TermSettings(options.hold_pose),
         target=options.target,
         attributes=parse_attributes(options.attributes),
-        keep_attributes=preset.keep_attributes if options.keep_attributes is None else _names(options.keep_attributes),
+        keep_attributes=preset.keep_attributes if options.keep_attributes is None else split_names(options.keep_attributes),
         proportions=preset.proportions if options.proportions is None else options.proportions,
         drawn=preset.drawn if options.drawn is None else options.drawn,
         emphasis=preset.emphasis if options.emphasis is None else options.emphasis,
@@ -203,10 +204,6 @@ def _guide(path: Path | None) -> AttributeEncoder | None:
     from .vision_encoders import load_vision_encoder
 
     return load_vision_encoder(path)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _run_download(options: argparse.Namespace) -> int:

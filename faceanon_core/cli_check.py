@@ -54,20 +54,30 @@ def add_recognisers(parser: argparse.ArgumentParser, usual: str = _NONE) -> None
 
 
 def choose_recognisers(options: argparse.Namespace) -> None:
-    """Let dlib check where no network is named.
+    """Let dlib check where no network is named, and say so where nothing will.
 
     What stays of a face on purpose is no failure, and the reference preset is to stay what it is.
+
+    Raises: UnknownNameError for an unknown region.
     """
     from .dlib_recogniser import DLIB
 
     if not options.recogniser and options.preset != "reference" and _is_whole_face(options):
         options.recogniser = [Path(DLIB)]
+    if options.recogniser in ([], [Path(_NONE)]):
+        sys.stderr.write("no recogniser checks the results, so people may still be recognisable; see --recogniser\n")
 
 
 def _is_whole_face(options: argparse.Namespace) -> bool:
+    from .leakage import kept_region_warning
     from .regions import RegionChoice
 
-    return options.regions == RegionChoice().regenerate[0] and not options.keep
+    return kept_region_warning(RegionChoice(split_names(options.regions), split_names(options.keep))) is None
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas; white space around them does not count."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def open_recognisers(options: argparse.Namespace) -> list[FaceRecogniser]:

@@ -33,13 +33,22 @@ def chosen(words: list[str]) -> list[str]:
         (["--recogniser", "a.onnx"], ["a.onnx"]),
         (["--keep", "eyes"], []),  # stays alike on purpose
         (["--regions", "nose"], []),
+        (["--regions", "face,glasses"], [DLIB]),
+        (["--regions", "face,hair"], [DLIB]),
+        (["--regions", "face "], [DLIB]),
+        (["--regions", "skin,nose,eyes,brows,mouth"], [DLIB]),
+        (["--keep", "hair"], [DLIB]),  # none of the face
+        (["--keep", "glasses"], [DLIB]),
+        (["--keep", " "], [DLIB]),
         (["--preset", "reference"], []),
         (["--preset", "reference", "--recogniser", DLIB], [DLIB]),
     ],
 )
-def test_whole_faces_are_checked_unless_that_is_switched_off(words: list[str], wanted: list[str]) -> None:
-    assert chosen([*COMMAND, *words]) == wanted
-    assert chosen(["demo", *words]) == wanted
+def test_whole_faces_are_checked_unless_that_is_switched_off_aloud(words: list[str], wanted: list[str], capsys) -> None:
+    for command in (COMMAND, ["demo"]):
+        assert chosen([*command, *words]) == wanted
+        unchecked = wanted in ([], ["none"])
+        assert capsys.readouterr().err.count("no recogniser checks the results") == unchecked
 
 
 def test_a_broken_installation_without_dlib_makes_nothing_unchecked(
