@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     anonymize = verbs.add_parser("anonymize", help="anonymize a photograph or a folder of photographs")
     anonymize.add_argument("source", type=Path, help="photograph, or folder (searched recursively)")
     anonymize.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write; never a source")
-    anonymize.add_argument("--keep-metadata", action="store_true", help="copy the source's EXIF (may hold place and time)")
+    anonymize.add_argument("--keep-metadata", action="store_true", help="copy camera, author, place and time from the EXIF")
     anonymize.add_argument("--names", choices=NAMES, default="keep", help="file names of the results (default: keep)")
     anonymize.add_argument("--name-key", type=Path, help="file with the key of --names hashed")
     anonymize.add_argument("--chart", type=Path, help="picture to draw losses and sigma over the steps into, per face")
@@ -318,7 +318,7 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     namer = make_namer(options.names, options.name_key)
     if options.names == "random" and output.is_dir() and any(output.iterdir()):
         raise InputError(f"{options.output} is not empty, and random names cannot tell what is done; choose a new folder")
-    anonymizer = _open_anonymizer(options)
+    anonymizer = _open_anonymizer(cli_engine.driver_options(options))
     anonymizer.check(settings)
     engine = cli_engine.open_engine(options, anonymizer, settings)
     others = (options.encoder, options.parser, options.identity_network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,13 @@ def use_threads(options: argparse.Namespace) -> None:
         import torch
 
         torch.set_num_threads(options.threads)
+
+
+def driver_options(options: argparse.Namespace) -> argparse.Namespace:
+    """The options for what this process itself opens; where a running cluster makes the pictures, it needs no GPU."""
+    if options.engine == "ray" and os.environ.get("RAY_ADDRESS"):
+        return argparse.Namespace(**{**vars(options), "device": "cpu"})
+    return options
 
 
 def open_engine(options: argparse.Namespace, anonymizer: Anonymizer, settings: Settings) -> Engine:

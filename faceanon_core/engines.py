@@ -54,6 +54,11 @@ class Staff:
     threads: int = 1
     gpus: int = 0
 
+    @property
+    def cpus(self) -> int:
+        """What a worker reserves; none beside a GPU, so that every GPU gets its worker on machines of few cores."""
+        return 0 if self.gpus else self.threads
+
 
 def make_picture(anonymizer: Anonymizer, settings: Settings, keep_metadata: bool, source: Path) -> Made:
     """Read, anonymize and encode one picture, in the source's own format."""
@@ -108,7 +113,7 @@ def _cluster(staff: Staff) -> Iterator[int]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    own_size = max(usable_cores(), (staff.count or 1) * staff.threads)
+    own_size = max(usable_cores(), (staff.count or 1) * staff.cpus)
     options = {} if address else {"num_cpus": own_size, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
@@ -118,7 +123,7 @@ def _cluster(staff: Staff) -> Iterator[int]:
     signal.signal(signal.SIGTERM, on_terminate)  # ray has put its own in its place
     try:
         cluster = ray.cluster_resources()
-        room = cluster.get("GPU", 0) // staff.gpus if staff.gpus else cluster.get("CPU", 0) // staff.threads
+        room = cluster.get("GPU", 0) // staff.gpus if staff.gpus else cluster.get("CPU", 0) // staff.cpus
         yield staff.count or max(1, int(room))
     finally:
         ray.shutdown()
@@ -171,7 +176,7 @@ class _Crew:
     def _hire(self) -> None:
         import ray
 
-        worker = ray.remote(_Worker).options(num_cpus=self._staff.threads, num_gpus=self._staff.gpus).remote()
+        worker = ray.remote(_Worker).options(num_cpus=self._staff.cpus, num_gpus=self._staff.gpus).remote()
         call = worker.start.remote(self._open_maker, self._staff.threads, Path.cwd())
         self._calls[call] = (worker, None)
 
@@ -204,7 +209,8 @@ class _Crew:
 
         while not (finished := ray.wait(list(self._calls), num_returns=1, timeout=PATIENCE_S)[0]):
             if not any(source for _, source in self._calls.values()):
-                log.warning("waiting for the Ray cluster to start workers with %d CPUs each", self._staff.threads)
+                need = f"{self._staff.gpus} GPUs" if self._staff.gpus else f"{self._staff.cpus} CPUs"
+                log.warning("waiting for the Ray cluster to start workers with %s each", need)
         return finished[0]
 
     def _bury(self, source: Path | None, error: Exception) -> FaceAnonError | None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from faceanon_core import cli
+from faceanon_core import cli, cli_engine
 from faceanon_core.engines import Made, Maker, Staff, run_on_ray
 from faceanon_core.errors import AnonymizationError, FaceAnonError, WeightsError
 from faceanon_core.folder import JOURNAL
@@ -141,11 +142,12 @@ def test_the_files_are_those_of_the_local_engine_bit_for_bit(story: Story) -> No
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Address of a cluster of two processors."""
+    """Address of a cluster of two processors that says it has two GPUs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    start = ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
+    start += ["--num-cpus=2", "--num-gpus=2"]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     process = subprocess.Popen(
         [sys.executable, *start, f"--port={port}", "--node-ip-address=127.0.0.1"],
@@ -190,6 +192,40 @@ def test_a_picture_that_kills_its_workers_or_breaks_the_code_fails_alone_on_a_ru
     assert isinstance(outcomes[Path("deadly")], AnonymizationError)
     assert "3 workers died over this picture" in str(outcomes[Path("deadly")])
     assert str(outcomes[Path("odd")]) == "unexpected RuntimeError: out of luck"
+
+
+def open_patient(folder: Path, workers: int) -> Maker:
+    """A maker that goes on when so many workers are at work at once."""
+
+    def make(source: Path) -> Made:
+        (folder / str(os.getpid())).touch()
+        for _ in range(1200):
+            if len(list(folder.iterdir())) >= workers:
+                return Made(b"", [])
+            time.sleep(0.1)
+        raise AnonymizationError("the others never came")
+
+    return make
+
+
+@needs_ray
+def test_every_gpu_gets_a_worker_however_many_threads_each_has(cluster, tmp_path: Path, monkeypatch) -> None:
+    from ray import cloudpickle
+
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    staff = Staff(threads=2, gpus=1)
+    outcomes = dict(run_on_ray(partial(open_patient, tmp_path, 2), staff, [Path("1"), Path("2")]))
+    assert outcomes == {Path("1"): Made(b"", []), Path("2"): Made(b"", [])}
+
+
+def test_where_a_cluster_makes_the_pictures_this_machine_needs_no_gpu(tmp_path: Path, monkeypatch) -> None:
+    words = command(tmp_path, tmp_path / "out", "--engine", "ray", "--device", "cuda")
+    options = cli._parser().parse_args(words)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli_engine.driver_options(options).device == "cuda"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cli_engine.driver_options(options).device == "cpu" and options.device == "cuda"
 
 
 @needs_ray
