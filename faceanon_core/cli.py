@@ -286,9 +286,9 @@ def _run_anonymize(options: argparse.Namespace) -> int:
         check_suffix(path.suffix)
         refuse_existing(path)
         refuse_unwritable(path)
-    picture = load_picture(options.source)
+    picture = load_picture(options.source, options.keep_metadata)
     result = _open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
-    save_picture(replace(picture, pixels=result.pixels), output, options.keep_metadata)
+    save_picture(replace(picture, pixels=result.pixels), output)
     _say(f"wrote {output}", sys.stdout)
     if options.chart is not None:
         _save_chart(result, options.chart)

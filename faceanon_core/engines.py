@@ -62,9 +62,9 @@ class Staff:
 
 def make_picture(anonymizer: Anonymizer, settings: Settings, keep_metadata: bool, source: Path) -> Made:
     """Read, anonymize and encode one picture, in the source's own format."""
-    picture = load_picture(source)
+    picture = load_picture(source, keep_metadata)
     result = anonymizer.anonymize(picture.pixels, settings)
-    return Made(encode_picture(replace(picture, pixels=result.pixels), source.suffix, keep_metadata), result.warnings)
+    return Made(encode_picture(replace(picture, pixels=result.pixels), source.suffix), result.warnings)
 
 
 def run_here(maker: Maker, sources: Sequence[Path]) -> Outcomes:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from .checks import MAX_PIXELS, check_size
 from .errors import InputError
+from .metadata import DAMAGED, descriptive_exif
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,16 @@ Pixels = NDArray[np.uint8]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 PARTIAL_GLOB = ".faceanon-*.partial"  # files while they are written; a killed process may leave one
 _ORIENTATION_TAG = 0x0112
+_KIND_OF_PAGE_TAG = 0x00FE  # of a TIFF, in bits: a smaller copy, a page, a mask
+_UPRIGHT = {  # by orientation, what undoes how the camera was held
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _JPEG = {"quality": 95, "subsampling": 0}
 _ENCODING = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}}
 
@@ -39,7 +50,7 @@ _ENCODING = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}}
 class Picture:
     """An upright picture in memory.
 
-    `pixels` is (H, W, 3) uint8 RGB; `metadata` holds what `save_picture` writes back only on request (key "exif").
+    `pixels` is (H, W, 3) uint8 RGB; `metadata` (key "exif") is written with it, and read only on request.
     """
 
     pixels: Pixels
@@ -59,10 +70,15 @@ def pixels_to_tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-def load_picture(path: Path) -> Picture:
+def load_picture(path: Path, keep_metadata: bool = False) -> Picture:
     """Read a picture, apply its EXIF orientation, and convert gray, palette, 16-bit, CMYK or RGBA to RGB on white.
 
-    Raises: InputError with one sentence if the file is missing, empty, truncated, no image, too small or too large.
+    Where the EXIF is broken the picture is taken as upright.
+
+    Args:
+        keep_metadata: fill `Picture.metadata` as `descriptive_exif` does.
+    Raises: InputError with one sentence if the file is missing, empty, truncated, no image, too small or too large, or
+        holds several pictures.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
@@ -73,7 +89,8 @@ def load_picture(path: Path) -> Picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 check_size(*opened.size)
-                return _to_picture(opened)
+                _refuse_further_pages(opened)
+                return _to_picture(opened, keep_metadata)
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
     except UnidentifiedImageError as error:
@@ -82,24 +99,48 @@ def load_picture(path: Path) -> Picture:
         raise InputError(
             f"{path.name}: the picture is larger than the limit of {MAX_PIXELS / 1e6:.0f} megapixels"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is damaged or truncated and cannot be read: {error}") from error
 
 
-def _to_picture(opened: Image.Image) -> Picture:
+def _refuse_further_pages(opened: Image.Image) -> None:
+    """Raises: InputError if there is more to see than the first picture.
+
+    What phones put behind a JPEG (MPO: depth, brightness, the other eye's view) is not.
+    """
+    count = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+    if count > 1 and isinstance(opened, TiffImagePlugin.TiffImageFile):
+        count = sum(_is_page(opened, number) for number in range(count))
+        opened.seek(0)
+    if count > 1:
+        raise InputError(f"the file holds {count} pages or frames; save each of them as a file of its own")
+
+
+def _is_page(opened: TiffImagePlugin.TiffImageFile, number: int) -> bool:
+    """Whether a TIFF's picture is neither a smaller copy nor a mask of another one."""
+    opened.seek(number)
+    return not opened.tag_v2.get(_KIND_OF_PAGE_TAG, 0) & 0b101
+
+
+def _to_picture(opened: Image.Image, keep_metadata: bool) -> Picture:
     opened.load()
-    exif = opened.getexif()
     metadata = {}
-    upright = ImageOps.exif_transpose(opened)
-    exif.pop(_ORIENTATION_TAG, None)  # the pixels are upright now
-    if len(exif):
-        metadata["exif"] = exif.tobytes()
-    upright = _to_srgb(upright)
+    if keep_metadata and (exif := descriptive_exif(opened)):
+        metadata["exif"] = exif
+    upright = _to_srgb(_turn_upright(opened))
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         upright = _to_8_bit(upright)
     if is_transparent(upright):
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     return Picture(np.asarray(upright.convert("RGB")).copy(), metadata)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except DAMAGED:
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -128,13 +169,11 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def save_picture(
-    picture: Picture, path: Path, keep_metadata: bool = False, overwrite: bool = False,
-    texts: Mapping[str, str] = MappingProxyType({}),
-) -> None:  # fmt: skip
-    """Write a picture without any metadata, in the format of the suffix; the file appears whole or not at all.
+    picture: Picture, path: Path, overwrite: bool = False, texts: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write a picture in the format of the suffix; the file appears whole or not at all.
 
     Args:
-        keep_metadata: write the source's EXIF back, without its thumbnail, which would show the source's face.
         overwrite: replace an existing file.
         texts: written into a PNG for those who ask for it, by keyword.
     Raises: InputError if the suffix is unknown, the file exists or the place cannot be written.
@@ -142,21 +181,17 @@ def save_picture(
     check_suffix(path.suffix)
     if not overwrite:
         refuse_existing(path)
-    write_file(path, encode_picture(picture, path.suffix, keep_metadata, texts))
+    write_file(path, encode_picture(picture, path.suffix, texts))
 
 
-def encode_picture(
-    picture: Picture, suffix: str, keep_metadata: bool = False, texts: Mapping[str, str] = MappingProxyType({})
-) -> bytes:
+def encode_picture(picture: Picture, suffix: str, texts: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """What `save_picture` writes into a file of that suffix.
 
     Raises: InputError if the suffix is unknown or the format cannot hold the picture.
     """
     check_suffix(suffix)
     suffix = suffix.lower()
-    options: dict[str, object] = dict(_ENCODING.get(suffix, {}))
-    if keep_metadata:
-        options = {**options, **picture.metadata}
+    options: dict[str, object] = {**_ENCODING.get(suffix, {}), **picture.metadata}
     if texts:
         options["pnginfo"] = _png_texts(texts)
     encoded = io.BytesIO()
@@ -199,9 +234,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def list_pictures(folder: Path) -> Iterator[Path]:
-    """Every picture file below a folder, in the order of names; hidden files are none."""
+    """Every picture file below a folder, in the order of names; hidden files, and those in hidden folders, are none."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
             yield path
 
 

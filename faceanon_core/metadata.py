@@ -1,4 +1,4 @@
-"""Find everything a picture file holds besides its pixels.
+"""Find everything a picture file holds besides its pixels, and read what of it may be kept.
 
 The containers are read piece by piece, and whatever is not known to hold pixels only is named: what a list of known
 metadata formats would miss is found as well.
@@ -7,10 +7,12 @@ metadata formats would miss is found as well.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, TiffTags
+from PIL import ExifTags, Image, TiffTags
 
 _JPEG_PIXELS = {*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDC, 0xDD}  # frames, tables and scans
 _JPEG_NAMES = {b"Exif\0\0": "EXIF", b"http://ns.adobe.com/xap/": "XMP", b"ICC_PROFILE\0": "colour profile",
@@ -28,6 +30,49 @@ _TIFF_SLACK = 64  # bytes that aligning the parts may take
 _TIFF_PLAIN = {274: 1, 254: 0}  # orientation and kind of picture where they say nothing
 
 
+# What Pillow raises for damaged files, and for EXIF whose entries are not of the type that it takes for granted.
+DAMAGED = (
+    ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+# Entries that say by whom, when, where and with what a picture was taken, by the directory that holds them: none shows
+# anything of it, as thumbnails, maker notes, XMP and Photoshop's data do, or says how its pixels are stored.
+_DESCRIPTIVE: dict[int | None, Iterable[int]] = {
+    None: (270, 271, 272, 305, 306, 315, 33432),  # description, make, model, software, date, artist, copyright
+    ExifTags.IFD.Exif: (
+        0x829A, 0x829D, 0x8822, 0x8827, *range(0x9003, 0x9005), *range(0x9010, 0x9013),  # exposure and dates
+        *range(0x9201, 0x920B), *range(0x9290, 0x9293),  # exposure, flash and focal length; parts of a second
+        *range(0xA402, 0xA40B), *range(0xA432, 0xA435),  # modes, zoom and contrast; lens
+    ),
+    ExifTags.IFD.GPSInfo: range(32),
+}  # fmt: skip
+_LONGEST = 1000  # letters or numbers of an entry; a longer one could be a picture
+
+
+def descriptive_exif(opened: Image.Image) -> bytes:
+    """EXIF with the descriptive entries of a picture's own alone; b"" if there are none. What is broken is left out."""
+    kept = Image.Exif()
+    with suppress(*DAMAGED):
+        exif = opened.getexif()
+        for directory, tags in _DESCRIPTIVE.items():
+            with suppress(*DAMAGED):
+                _copy_entries(exif if directory is None else exif.get_ifd(directory), kept, directory, tags)
+    return kept.tobytes() if len(kept) else b""
+
+
+def _copy_entries(source: Any, kept: Image.Exif, directory: int | None, tags: Iterable[int]) -> None:
+    found = {}
+    for tag in tags:
+        with suppress(*DAMAGED):
+            value = source[tag]
+            trial = Image.Exif()
+            trial.update({tag: value} if directory is None else {directory: {tag: value}})
+            trial.tobytes()  # fails where the value is not of the entry's type
+            if not isinstance(value, (str, bytes, tuple)) or len(value) <= _LONGEST:
+                found[tag] = value
+    if found:
+        kept.update(found if directory is None else {directory: found})
+
+
 def find_metadata(path: Path) -> list[str]:
     """What a JPEG, PNG, WebP, TIFF or BMP file holds besides its pixels, one short phrase each; [] if nothing.
 
@@ -38,7 +83,7 @@ def find_metadata(path: Path) -> list[str]:
         if data.startswith(magic) and (magic != b"RIFF" or data[8:12] == b"WEBP"):
             try:
                 return list(dict.fromkeys([*read(data), *_more_pictures(path)]))
-            except (struct.error, IndexError, KeyError, ValueError, OSError):
+            except DAMAGED:
                 return ["damaged content that cannot be read"]
     return ["a format that cannot be searched"]
 

@@ -21,7 +21,7 @@ from .faces import FaceDetector
 from .folder import JOURNAL, Namer
 from .identity import FaceRecogniser
 from .image import is_transparent, list_pictures, load_picture
-from .metadata import find_metadata
+from .metadata import DAMAGED, find_metadata
 
 _LOOKS_PX, _LOOKS_ALIKE = 32, 20.0  # side of the thumbnails results are recognised by, and how far two may differ of 255
 
@@ -93,7 +93,7 @@ def _transparency(path: Path) -> list[str]:
     try:
         with Image.open(path) as opened:
             return ["transparency, which can show a face on another background"] if is_transparent(opened) else []
-    except OSError:
+    except DAMAGED:
         return []  # what cannot be read is said elsewhere
 
 

@@ -84,9 +84,9 @@ def test_exif_orientation_is_applied(portrait, tmp_path: Path, orientation: int)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     image.save(tmp_path / "turned.png", exif=exif)
-    loaded = load_picture(tmp_path / "turned.png")
+    loaded = load_picture(tmp_path / "turned.png", keep_metadata=True)
     assert np.array_equal(loaded.pixels, upright)
-    save_picture(loaded, tmp_path / "out.png", keep_metadata=True)
+    save_picture(loaded, tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as written:
         assert ORIENTATION not in written.getexif()  # or a viewer would turn it once more
 
@@ -173,13 +173,41 @@ def test_nothing_of_the_metadata_is_written_unasked(camera_file: Path, tmp_path:
 
 def test_metadata_kept_on_request_lacks_the_thumbnail_of_the_face(camera_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jpg"
-    save_picture(load_picture(camera_file), out, keep_metadata=True)
+    save_picture(load_picture(camera_file, keep_metadata=True), out)
     with Image.open(out) as written:
         exif = written.getexif()
         assert exif[MAKE] == "Cam"
         assert exif.get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
         assert not exif.get_ifd(ExifTags.IFD.IFD1)
     assert out.read_bytes().count(b"\xff\xd8\xff") == 1  # one JPEG, none inside it
+
+
+def exif_entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """EXIF of one entry, whether or not it makes sense."""
+    return b"Exif\0\0II*\0" + struct.pack("<IHHHI", 8, 1, tag, kind, count) + value.ljust(8, b"\0")
+
+
+BROKEN_EXIF = {
+    "orientation in words": exif_entry(ORIENTATION, 2, 4, b"six\0"),
+    "a resolution that is none": exif_entry(0x011A, 7, 4, b"abcd"),
+    "a name of no type": exif_entry(MAKE, 99, 4, b"Cam\0"),
+    "text for an exposure": exif_entry(0x829A, 2, 4, b"fast"),
+    "a place that is none": exif_entry(GPS, 2, 4, b"far\0"),
+    "directory beyond the end": exif_entry(0x8769, 4, 1, b"\xff\xff\xff\x7f"),
+    "no header": b"Exif\0\0XX*\0" + bytes(8),
+    "cut": b"Exif\0\0II",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_EXIF)
+@pytest.mark.parametrize("keep_metadata", [False, True])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read", "ignore:Possibly corrupt")
+def test_a_picture_whose_exif_is_broken_is_read_as_it_lies(portrait, tmp_path: Path, what: str, keep_metadata) -> None:
+    (tmp_path / "odd.jpg").write_bytes(jpeg(portrait, exif=BROKEN_EXIF[what], quality=95))
+    loaded = load_picture(tmp_path / "odd.jpg", keep_metadata)
+    assert np.abs(loaded.pixels.astype(int) - portrait).mean() < 4
+    save_picture(loaded, tmp_path / "out.jpg")
+    assert np.abs(load_picture(tmp_path / "out.jpg").pixels.astype(int) - portrait).mean() < 5
 
 
 def test_an_existing_file_is_never_overwritten(portrait_file: Path, portrait) -> None:

@@ -153,6 +153,62 @@ def test_what_was_planted_is_found_and_none_of_it_is_left_in_what_we_write(
         assert SECRET.encode() not in content and b"xmpmeta" not in content and b"Exif" not in content
 
 
+def small_jpeg(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.resize((64, 64)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def with_previews(picture: Image.Image, path: Path) -> None:
+    """As cameras and Photoshop write: a small copy of the picture in the maker note, in XMP and in Photoshop's data."""
+    small = small_jpeg(picture)
+    if path.suffix == ".tif":
+        tags = tiff_tags(_315="Jane", _306="2026:01:02 03:04:05", _700=small, _34377=small, _33723=small, _34675=small)
+        picture.save(path, tiffinfo=tags)
+        return
+    made = Image.Exif()
+    made[ExifTags.Base.Artist], made[ExifTags.Base.DateTime] = "Jane", "2026:01:02 03:04:05"
+    made[ExifTags.Base.ImageDescription] = small.decode("latin-1").replace("\0", "0")
+    made[ExifTags.IFD.Exif] = {0x829A: 0.01, 0x927C: b"OLYMP\0" + small, 0x9286: small, 0xA434: "Lens"}
+    made[ExifTags.IFD.GPSInfo] = {1: "N", 2: (52.0, 31.0, 0.0)}
+    picture.save(path, exif=made, xmp=small)
+
+
+@pytest.mark.parametrize("written_as", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
+def test_metadata_that_is_kept_tells_of_camera_author_and_place_and_shows_no_face(
+    picture: Image.Image, tmp_path: Path, suffix: str, written_as: str
+) -> None:
+    source, written = tmp_path / f"source{suffix}", tmp_path / f"written{written_as}"
+    with_previews(picture, source)
+    assert small_jpeg(picture) in source.read_bytes()
+    save_picture(load_picture(source, keep_metadata=True), written)
+    assert not {"XMP", "IPTC", "Photoshop data", "colour profile", "thumbnail"} & set(find_metadata(written))
+    assert small_jpeg(picture)[100:200] not in written.read_bytes()
+    with Image.open(written) as opened:
+        kept = opened.getexif()
+        assert (kept[ExifTags.Base.Artist], kept[ExifTags.Base.DateTime]) == ("Jane", "2026:01:02 03:04:05")
+        assert ExifTags.Base.ImageDescription not in kept
+        if suffix != ".tif":
+            assert set(kept.get_ifd(ExifTags.IFD.Exif)) == {0x829A, 0xA434}
+            assert kept.get_ifd(ExifTags.IFD.GPSInfo)[2] == (52.0, 31.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["turned", "16 bit", "compressed"])
+def test_a_tiff_keeps_its_metadata_and_not_how_its_own_pixels_lay(picture: Image.Image, tmp_path: Path, kind: str) -> None:
+    source, written = tmp_path / "source.tif", tmp_path / "written.tif"
+    tags = tiff_tags(_315="Jane", **({"_274": 6} if kind == "turned" else {}))
+    image = picture.crop((0, 0, 200, 120)) if kind == "turned" else picture
+    if kind == "16 bit":
+        image = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    image.save(source, tiffinfo=tags, compression="jpeg" if kind == "compressed" else "tiff_lzw")
+    loaded = load_picture(source, keep_metadata=True)
+    save_picture(loaded, written)
+    assert loaded.pixels.shape == ((200, 120, 3) if kind == "turned" else (220, 220, 3))
+    assert np.array_equal(load_picture(written).pixels, loaded.pixels)
+    assert find_metadata(written) == ["tag Artist"]
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "I;16"])
 def test_files_of_other_modes_without_metadata_are_clean(picture: Image.Image, tmp_path: Path, mode: str) -> None:
     for suffix in (".png", ".jpg", ".tif", ".webp"):
