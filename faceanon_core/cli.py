@@ -25,7 +25,8 @@ from .cli_check import split_names
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, fill_folder, make_namer, refuse_unwritable, remove_leftovers
-from .image import SUFFIXES, Picture, check_suffix, list_pictures, load_picture, refuse_existing, save_picture
+from .image import SUFFIXES, Picture, check_suffix, load_picture, refuse_existing, save_picture
+from .sources import find_sources
 
 if TYPE_CHECKING:
     from .encoder import AttributeEncoder
@@ -312,8 +313,9 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     source, output = options.source.resolve(), options.output.resolve()
     if output == source or output in source.parents:
         raise InputError(f"the output {options.output} would lie among the sources; choose another folder")
-    files = [path for path in list_pictures(source) if output not in path.parents]
-    if not files:
+    found = find_sources(source, output)
+    files = found.pictures
+    if not files and not found.unread:
         raise InputError(f"{options.source} holds no pictures ({', '.join(SUFFIXES)})")
     namer = make_namer(options.names, options.name_key)
     if options.names == "random" and output.is_dir() and any(output.iterdir()):
@@ -325,8 +327,10 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *others))
     remove_leftovers(output)
     names = {path: namer(path.relative_to(source).as_posix()) for path in files}
-    problems = fill_folder(names, journal, engine)
-    failures = [f"{path.relative_to(source).as_posix()}: {text}" for path in files for text in problems[path]]
+    for note in found.notes:
+        _say(note)
+    problems = {path: [why] for path, why in found.unread.items()} | fill_folder(names, journal, engine)
+    failures = [f"{path.relative_to(source).as_posix()}: {text}" for path in sorted(problems) for text in problems[path]]
     for failure in failures:
         _say(f"failed: {failure}")
     _say(f"{len(files)} pictures, {len(failures)} problems, written to {options.output}", sys.stdout)

@@ -20,8 +20,9 @@ from .errors import FaceAnonError, InputError
 from .faces import FaceDetector
 from .folder import JOURNAL, Namer
 from .identity import FaceRecogniser
-from .image import is_transparent, list_pictures, load_picture
+from .image import is_transparent, load_picture
 from .metadata import DAMAGED, find_metadata
+from .sources import find_sources
 
 _LOOKS_PX, _LOOKS_ALIKE = 32, 20.0  # side of the thumbnails results are recognised by, and how far two may differ of 255
 
@@ -43,6 +44,7 @@ class Report:
     pictures: list[PictureCheck]
     strays: list[str]
     recognisers: list[tuple[str, str, float]]  # name, content hash, highest similarity that may pass
+    notes: list[str] = field(default_factory=list)  # about what among the sources was left alone
 
     @property
     def passed(self) -> bool:
@@ -63,14 +65,15 @@ def verify_folder(
         watch: wraps the sources as they are read, to show progress.
     Raises: InputError if there are no sources, or a recogniser has no limit.
     """
-    paths = [path for path in list_pictures(sources) if results not in path.parents]
-    if not paths:
+    found = find_sources(sources, results)
+    paths = found.pictures
+    if not paths and not found.unread:
         raise InputError(f"{sources} holds no pictures")
     files = [path for path in sorted(results.rglob("*")) if path.is_file() and path.name != JOURNAL]
     limits = [(recogniser.name, recogniser.sha256, recogniser.limit()) for recogniser in recognisers]
     pairs = _pair_by_looks(paths, files) if namer is None else {p: results / namer(_name(p, sources)) for p in paths}
     originals = {_pixel_hash(path): path for path in paths}
-    pictures = []
+    pictures = [PictureCheck(_name(path, sources), None, [] if may_lack else [why]) for path, why in found.unread.items()]
     with FaceDetector() as detector:
         for path in watch(paths):
             result = pairs.get(path)
@@ -85,7 +88,7 @@ def verify_folder(
             faces, more = _check_pair(path, result, recognisers, detector)
             pictures.append(PictureCheck(_name(path, sources), _name(result, results), problems + more, faces))
     strays = [_name(path, results) for path in files if path not in pairs.values()]
-    return Report(pictures, strays, limits)
+    return Report(pictures, strays, limits, found.notes)
 
 
 def _transparency(path: Path) -> list[str]:
@@ -128,6 +131,7 @@ def report_json(report: Report) -> str:
         "recognisers": [{"name": n, "sha256": h, "max_similarity": limit} for n, h, limit in report.recognisers],
         "pictures": pictures,
         "files_without_a_source": report.strays,
+        "notes": report.notes,
     }
     return json.dumps(entries, indent=2) + "\n"
 
@@ -146,6 +150,7 @@ def report_text(report: Report) -> str:
     """The report for people: everything that is wrong, then a summary."""
     lines = [f"{picture.source}: {problem}" for picture in report.pictures for problem in picture.problems]
     lines += [f"{name}: comes from no source" for name in report.strays]
+    lines += report.notes
     lacking = [picture.source for picture in report.pictures if picture.result is None]
     if lacking:
         lines.append(f"without a result: {', '.join(lacking)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from faceanon_core.errors import InputError
 from faceanon_core.image import (
@@ -256,6 +256,34 @@ def test_a_bad_file_is_refused_with_one_sentence_that_names_it(portrait, tmp_pat
         load_picture(path)
     assert "photo.jpg" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".webp"])
+def test_a_file_of_several_pictures_is_refused_with_their_number(portrait, tmp_path: Path, suffix: str) -> None:
+    first, second = Image.fromarray(portrait), Image.fromarray(portrait[::-1].copy())
+    first.save(tmp_path / f"scan{suffix}", save_all=True, append_images=[second])
+    with pytest.raises(InputError, match=f"^scan{suffix}: the file holds 2 pages or frames; save each of them as a file"):
+        load_picture(tmp_path / f"scan{suffix}")
+
+
+def test_the_smaller_copy_in_a_tiff_is_no_page(portrait, tmp_path: Path) -> None:
+    kind = TiffImagePlugin.ImageFileDirectory_v2()
+    kind[0x00FE] = 1
+    with TiffImagePlugin.AppendingTiffWriter(tmp_path / "a.tif", new=True) as pages:
+        Image.fromarray(portrait).save(pages, "TIFF")
+        pages.newFrame()
+        Image.fromarray(portrait[::2, ::2].copy()).save(pages, "TIFF", tiffinfo=kind)
+    with Image.open(tmp_path / "a.tif") as opened:
+        assert opened.n_frames == 2
+    assert np.array_equal(load_picture(tmp_path / "a.tif").pixels, portrait)
+
+
+def test_of_a_phones_jpeg_with_further_pictures_the_first_is_read(portrait, tmp_path: Path) -> None:
+    depth = Image.fromarray(255 - portrait)
+    Image.fromarray(portrait).save(tmp_path / "a.jpg", "MPO", quality=95, save_all=True, append_images=[depth])
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.n_frames == 2
+    assert np.abs(load_picture(tmp_path / "a.jpg").pixels.astype(int) - portrait).mean() < 5
 
 
 def test_a_hundred_megapixels_are_refused_by_the_stated_limit(tmp_path: Path) -> None:

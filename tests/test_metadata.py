@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from faceanon_core.errors import InputError
 from faceanon_core.image import SUFFIXES, load_picture, save_picture
 from faceanon_core.metadata import find_metadata
 
@@ -137,7 +138,19 @@ PLANTED: dict[str, tuple[str, Plant, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("what", PLANTED)
+REFUSED = ("png animation", "tiff second picture")
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_further_pictures_are_found_and_their_file_is_no_source(picture: Image.Image, tmp_path: Path, what: str) -> None:
+    suffix, plant, expected = PLANTED[what]
+    plant(picture, tmp_path / f"source{suffix}")
+    assert set(find_metadata(tmp_path / f"source{suffix}")) == expected
+    with pytest.raises(InputError, match="holds 2 pages or frames"):
+        load_picture(tmp_path / f"source{suffix}")
+
+
+@pytest.mark.parametrize("what", [what for what in PLANTED if what not in REFUSED])
 def test_what_was_planted_is_found_and_none_of_it_is_left_in_what_we_write(
     picture: Image.Image, tmp_path: Path, what: str
 ) -> None:

@@ -122,6 +122,10 @@ PLANTED = {
         lambda album: shutil.copy(album / "sources" / "a.png", album / "results" / "left.png"),
         "left.png: comes from no source",
     ),
+    "a source that cannot be read": (
+        lambda album: (album / "sources" / "trip" / "c.heic").touch(),
+        "trip/c.heic: .heic is a format this program does not read",
+    ),
     "a leftover": (
         lambda album: (album / "results" / ".faceanon-1-ab.partial").write_bytes(b"half"),
         ".faceanon-1-ab.partial: comes from no source",
@@ -147,8 +151,11 @@ def test_a_source_without_a_face_has_nothing_to_prove_its_result(album: Path, co
 
 def test_pictures_held_back_on_purpose_are_named_but_no_problem(album: Path, capsys) -> None:
     (album / "results" / "a.png").unlink()
+    (album / "sources" / "c.heic").touch()
+    (album / "sources" / "notes.txt").touch()
     assert verify(album, "--allow-missing") == 0
-    assert "without a result: a.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without a result: c.heic, a.png" in said and "1 files that are no pictures are left alone (.txt)" in said
 
 
 def test_hashed_names_are_paired_by_the_key_and_random_ones_by_their_looks(album: Path, capsys) -> None:
