@@ -33,6 +33,7 @@ MESH_CROP_PX = 320
 # 0.006 is usual; on full profiles, where the mesh lies beside the face's edge, it was 0.06 and more (docs/PRIVACY.md).
 MIRROR_DISTANCE = 0.045
 UNFITTED_SCORE = 0.7  # a proposal at least this sure counts as a face although no mesh fits it; below, as background
+PART_SHARE = 0.8  # of an unsure detection must lie in a fitted face to count as a part of it
 TURNED_SCORE = 0.75  # what a face lying on its side or upside down must reach; turned patterns look like faces more often
 TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless it is this much less sure
 _ROTATIONS = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)  # one to three quarter turns
@@ -147,7 +148,7 @@ class FaceDetector:
         with _quiet():
             faces, unfitted = self._look(image)
         faces = _distinct(faces)
-        unfitted = [lost for lost in unfitted if not any(is_same_face(lost.box, face.box) for face in faces)]
+        unfitted = [lost for lost in unfitted if not any(_belongs_to(lost, face) for face in faces)]
         return Scan(sorted(faces, key=lambda f: -f.box.area), sorted(unfitted, key=lambda u: -u.box.area))
 
     def _look(self, image: NDArray[np.uint8]) -> tuple[list[Face], list[Unfitted]]:
@@ -188,7 +189,10 @@ class FaceDetector:
         return kept
 
     def _fit(self, image: NDArray[np.uint8], proposal: _Proposal) -> _Fit | None:
-        """Fit the mesh in square crops of two widths around a proposal; the first that fits wins."""
+        """Fit the mesh in square crops of two widths around a proposal; the first that fits wins.
+
+        The mesh of a face beside the proposed one, which such a crop shows as well, is no fit.
+        """
         for context in (2.0, 3.0):
             side = max(proposal.box.width, proposal.box.height) * context
             scale = MESH_CROP_PX / side
@@ -207,8 +211,9 @@ class FaceDetector:
                 distance = self._mirror_distance(crop, points)
                 for _ in range(turn):  # each quarter turn back: pixel centres at integers
                     points = np.stack([MESH_CROP_PX - 1 - points[:, 1], points[:, 0]], axis=1)
-                offset = np.array([x - side / 2, y - side / 2], np.float32)
-                return _Fit((points / scale + offset).astype(np.float32), distance)
+                landmarks = (points / scale + np.array([x - side / 2, y - side / 2], np.float32)).astype(np.float32)
+                if is_same_face(Box.around(landmarks), proposal.box):
+                    return _Fit(landmarks, distance)
         return None
 
     def _mirror_distance(self, crop: NDArray[np.uint8], points: FloatArray) -> float:
@@ -298,6 +303,12 @@ def face_at(place: Box, found: Sequence[Face]) -> Face | None:
     """The face that takes up a place of a picture; None if there is none."""
     best = max(found, key=lambda face: face.box.iou(place), default=None)
     return best if best is not None and best.box.iou(place) > SAME_PLACE_IOU else None
+
+
+def _belongs_to(lost: Unfitted, face: Face) -> bool:
+    """Whether an unfitted detection is that face again, or an unsure one of a part of it, such as a bearded chin."""
+    part = lost.box.intersection(face.box) >= PART_SHARE * lost.box.area
+    return is_same_face(lost.box, face.box) or (part and lost.score < UNFITTED_SCORE)
 
 
 def _distinct(faces: list[Face]) -> list[Face]:

@@ -29,7 +29,7 @@ LANDMARK_COUNT = 478
 ARCFACE_PX = 112  # side of the crop that face-recognition networks see
 # in it: right eye, left eye, nose tip, mouth corners (subject's right first)
 _ARCFACE = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]], np.float32)
-SAME_FACE_OVERLAP = 0.45  # boxes that share this part of the smaller one are one face
+SAME_FACE_OVERLAP = 0.45  # boxes of one face share at least this part of the smaller one
 CONTEXT = 1.6  # side of the square crop over the longer side of the landmarks' box
 
 
@@ -78,6 +78,11 @@ class Box:
     def center(self) -> tuple[float, float]:
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
+    def holds(self, point: tuple[float, float]) -> bool:
+        """Whether a point, xy in pixels, lies inside."""
+        x, y = point
+        return self.left <= x < self.right and self.top <= y < self.bottom
+
     def intersection(self, other: Box) -> float:
         """Area shared with `other`, in square pixels."""
         width = min(self.right, other.right) - max(self.left, other.left)
@@ -98,9 +103,12 @@ class Box:
 
 
 def is_same_face(a: Box, b: Box) -> bool:
-    """Whether two boxes share so much that they hold one face."""
-    smaller = min(a.area, b.area)
-    return smaller > 0 and a.intersection(b) / smaller > SAME_FACE_OVERLAP
+    """Whether two boxes hold one face: they share much, and the smaller one holds the middle of the larger.
+
+    A small face at a large one's cheek or jaw shares as much, but not the middle.
+    """
+    smaller, larger = sorted((a, b), key=lambda box: box.area)
+    return smaller.holds(larger.center) and a.intersection(b) > SAME_FACE_OVERLAP * smaller.area
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from skimage import data
 
 from faceanon_core.errors import InputError, WeightsError
-from faceanon_core.faces import MESHES_DISAGREE, MIRROR_DISTANCE, TASK_FILE_VARIABLE, FaceDetector, _Fit, face_at
+from faceanon_core.faces import MESHES_DISAGREE, MIRROR_DISTANCE, TASK_FILE_VARIABLE, FaceDetector, _Fit, _Proposal, face_at
 from faceanon_core.geometry import LEFT_EYE, RIGHT_EYE, Box
 from faceanon_core.training.data import FaceSet
 
@@ -81,6 +81,36 @@ def test_several_faces_are_each_found_once_largest_first(detector, portrait) -> 
     heights = [f.box.height for f in found]
     assert heights == sorted(heights, reverse=True)
     assert heights == pytest.approx([300, 140, 90, 60], rel=0.15)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.95, 0.8), (0.05, 0.8)])
+def test_a_small_face_at_a_large_ones_edge_hides_neither(detector, portrait, face, x: float, y: float) -> None:
+    large, small = scaled(portrait, 400), scaled(portrait[:, ::-1], 170)
+    (found,) = detector.detect(large)
+    (head,) = detector.detect(np.ascontiguousarray(small))
+    oval = np.zeros(small.shape[:2], np.uint8)
+    center = tuple(round(float(value)) for value in head.box.center)
+    cv2.ellipse(oval, center, (round(0.6 * head.box.width), round(0.65 * head.box.height)), 0, 0, 360, 255, -1)
+    left = round(found.box.left + x * found.box.width) - center[0]
+    top = round(found.box.top + y * found.box.height) - center[1]
+    room = cv2.copyMakeBorder(large, 200, 200, 200, 200, cv2.BORDER_REFLECT_101)
+    window = room[top + 200 : top + 200 + small.shape[0], left + 200 : left + 200 + small.shape[1]]
+    window[oval > 0] = small[oval > 0]
+    scan = detector.scan(room)
+    boxes = [each.box for each in (*scan.faces, *scan.unfitted)]
+    for box, dx, dy in ((found.box, 200, 200), (head.box, left + 200, top + 200)):
+        place = Box(box.left + dx, box.top + dy, box.right + dx, box.bottom + dy)
+        assert max(place.iou(other) for other in boxes) > 0.5, (place, boxes)
+
+
+def test_the_mesh_of_the_face_beside_a_detection_does_not_stand_for_it(detector, portrait, face, monkeypatch) -> None:
+    (beside,) = detector.detect(portrait)
+    left, right = beside.box.left - 0.9 * beside.box.width, beside.box.left - 0.1 * beside.box.width
+    lost = Box(left, beside.box.top, right, beside.box.bottom)  # a crop around it shows the other face
+    proposals = [*detector._proposals(portrait), _Proposal(lost, 0.8, 0)]
+    monkeypatch.setattr(detector, "_proposals", lambda image: proposals)
+    scan = detector._scan_once(portrait)
+    assert len(scan.faces) == 1 and [one.box for one in scan.unfitted] == [lost]
 
 
 @pytest.mark.parametrize("degrees", [-30, 30])
