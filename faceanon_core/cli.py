@@ -324,7 +324,7 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     anonymizer.check(settings)
     engine = cli_engine.open_engine(options, anonymizer, settings)
     others = (options.encoder, options.parser, options.identity_network)
-    journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *others))
+    journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *others), namer)
     remove_leftovers(output)
     names = {path: namer(path.relative_to(source).as_posix()) for path in files}
     for note in found.notes:

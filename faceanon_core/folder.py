@@ -7,10 +7,10 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import FaceAnonError, InputError
 from .image import PARTIAL_GLOB, refuse_existing, write_file
@@ -22,6 +22,7 @@ JOURNAL = "faceanon-journal.jsonl"
 NAMES = ("keep", "random", "hashed")
 MIN_KEY_BYTES = 16
 _DIGITS = 32  # of a random or hashed name, hexadecimal: 128 bits
+_MARK_DIGITS = 8  # of what tells that a source has changed: one change of 4 billion is missed
 
 Namer = Callable[[str], str]
 
@@ -73,6 +74,10 @@ def keyed_hash(key: bytes, text: str) -> str:
     return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:_DIGITS]
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+
+
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
@@ -87,66 +92,111 @@ def refuse_unwritable(path: Path) -> None:
         raise InputError(f"{path} cannot be written: {existing} is no folder you may write to")
 
 
+def remove_file(path: Path) -> None:
+    """Raises: InputError if that is not allowed."""
+    try:
+        path.unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be removed: {error.strerror}") from error
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed runs left half written; a run that is still writing into the folder fails."""
     for path in list(folder.rglob(PARTIAL_GLOB)):
         path.unlink(missing_ok=True)
 
 
+def mark_source(source: Path, namer: Namer) -> str:
+    """Another text when the source's size or time of change is another.
+
+    The journal lies among the results, and when a picture was taken is nobody's business: so the mark is a hash too short to
+    lead back to a time, and where names hide the sources, `namer` lets nobody else compare it with them.
+
+    Raises: InputError if the source is gone.
+    """
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}") from error
+    text = namer(f"{status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256(text.encode()).hexdigest()[:_MARK_DIGITS]
+
+
+def _entries(journal: Path) -> Iterator[dict[str, Any]]:
+    """Of a journal, but for damaged lines."""
+    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("warnings"), list):
+            yield entry
+
+
 class Journal:
-    """Which results a folder already holds, made with the same settings, and what was wrong with each.
+    """Which results a folder already holds, made with the same settings, from what, and what was wrong with each.
 
     Args:
         key: identifies the settings; entries of other settings do not count.
+        namer: how results are called, see `mark_source`.
     Raises: InputError if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self._path, self._key = folder, folder / JOURNAL, key
+    def __init__(self, folder: Path, key: str, namer: Namer = str) -> None:
+        self.folder, self._path, self._key, self._namer = folder, folder / JOURNAL, key, namer
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._path.touch()
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}") from error
-        self.done = self._read()
-
-    def _read(self) -> dict[str, list[str]]:
-        """The last entry of a name counts; a half-written last line is ended and ignored."""
-        done: dict[str, list[str]] = {}
-        text = self._path.read_text(encoding="utf-8")
-        if text and not text.endswith("\n"):
+        if self._path.read_bytes()[-1:] not in (b"", b"\n"):  # a line that a killed run left half written
             self._write("\n")
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            done.pop(entry.get("name"), None)
+        self._done = self._read()
+        self._marks: dict[str, str] = {}
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The last entry of a name counts."""
+        done: dict[str, dict[str, Any]] = {}
+        for entry in _entries(self._path):
+            done.pop(entry["name"], None)
             if entry.get("settings") == self._key:
-                done[entry["name"]] = entry["warnings"]
+                done[entry["name"]] = entry
         return done
 
-    def find(self, name: str) -> list[str] | None:
-        """What was wrong with a finished result; None if it has still to be made.
+    def find(self, name: str, source: Path) -> list[str] | None:
+        """What was wrong with a finished result; None if it has still to be made: it is missing, or its source has changed.
 
-        Raises: InputError if another file is in its place.
+        Raises: InputError if another file is in its place, or the source is gone.
         """
-        if name in self.done and (self.folder / name).is_file():
-            return self.done[name]
-        refuse_existing(self.folder / name)
+        mark = self._marks[name] = mark_source(source, self._namer)
+        if name not in self._done or not (self.folder / name).is_file():
+            refuse_existing(self.folder / name)
+        elif self._done[name].get("source") in (None, mark):  # the first versions wrote no marks
+            return self._done[name]["warnings"]
+        elif not self._is_as_written(name):
+            raise InputError(f"the source has changed, and so has its result {self.folder / name}; remove that one first")
         return None
 
+    def _is_as_written(self, name: str) -> bool:
+        path = self.folder / name
+        return name in self._done and path.is_file() and self._done[name].get("result") == _digest(path.read_bytes())
+
     def keep(self, name: str, content: bytes, warnings: list[str]) -> None:
-        """Write a result.
+        """Write a result that `find` did not find. It takes the place of the one of a source that has changed.
 
         Its entry comes first: a run killed in between makes the picture again, instead of meeting a file it does not know.
 
-        Raises: InputError if there is such a file already or it cannot be written.
+        Raises: InputError if there is another such file or it cannot be written.
         """
-        refuse_existing(self.folder / name)
-        self._write(json.dumps({"name": name, "settings": self._key, "warnings": warnings}) + "\n")
-        write_file(self.folder / name, content)
-        self.done[name] = warnings
+        path = self.folder / name
+        if self._is_as_written(name):
+            remove_file(path)
+        refuse_existing(path)
+        entry = {"name": name, "settings": self._key, "warnings": warnings}
+        entry |= {"source": self._marks[name], "result": _digest(content)}
+        self._write(json.dumps(entry) + "\n")
+        write_file(path, content)
+        self._done[name] = entry
 
     def _write(self, text: str) -> None:
         try:
@@ -165,7 +215,7 @@ def fill_folder(names: Mapping[Path, str], journal: Journal, engine: Engine) -> 
     """
     from tqdm import tqdm
 
-    found = {source: _find(journal, name) for source, name in names.items()}
+    found = {source: _find(journal, name, source) for source, name in names.items()}
     problems = {source: warnings for source, warnings in found.items() if warnings is not None}
     missing = [source for source in names if source not in problems]
     with closing(engine(missing)) as outcomes:
@@ -175,9 +225,9 @@ def fill_folder(names: Mapping[Path, str], journal: Journal, engine: Engine) -> 
     return problems
 
 
-def _find(journal: Journal, name: str) -> list[str] | None:
+def _find(journal: Journal, name: str, source: Path) -> list[str] | None:
     try:
-        return journal.find(name)
+        return journal.find(name, source)
     except InputError as error:
         return [str(error)]
 

@@ -319,7 +319,9 @@ def test_a_folder_run_goes_on_past_bad_files_lists_them_and_resumes(album, tmp_p
     assert "4 pictures, 2 problems" in said.out
     written = {name: (out / name).stat().st_mtime_ns for name in ("b.jpg", "trip/c.png")}
 
-    (album / "b.jpg").write_text("would fail if it were read again")
+    before = (album / "b.jpg").stat()
+    (album / "b.jpg").write_bytes(b"would fail if it were read again".ljust(before.st_size))
+    os.utime(album / "b.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
     shutil.copy(album / "trip" / "c.png", album / "a-mended.png")
     (album / "a-broken.jpg").unlink()
     (album / "d-cup.png").unlink()
