@@ -194,6 +194,7 @@ class RetrySampler:
         from ..faceanon_core.tracking import person_rows
         from . import comfy_bridge
 
+        guidance = comfy_bridge.with_decoder(guidance, vae, model.model)
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
 

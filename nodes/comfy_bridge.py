@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
+import comfy.taesd.taesd
 import comfy.utils
 import latent_preview
 import node_helpers
@@ -46,6 +47,7 @@ from ..faceanon_core.semantic_parser import SemanticParser, load_semantic_parser
 from ..faceanon_core.terms import IdentityTerm, PoseTerm
 from ..faceanon_core.vision_encoders import load_vision_encoder as read_vision_encoder
 from ..faceanon_core.weights import ASSETS
+from .folders import approximate_vae
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class GuidanceSpec:
     target: Tensor
     source: Tensor | None
     settings: GuidanceSettings
-    decoder: Any = None  # a VAE other than the sampler's, or None
+    decoder: Any = None  # a VAE other than the sampler's; None: as `with_decoder` finds
     region: Tensor | None = None  # (1 or faces,1,H,W), 1 = regenerate; for the tokens "region"
     more: tuple[TermSpec, ...] = ()
 
@@ -212,10 +214,18 @@ def load_face_parser(path: Path) -> Any:
     return _ComfyParser(load_semantic_parser(path))
 
 
+class _WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Of a network made of plain torch modules, which cannot compute where some of its weights stay on the CPU."""
+
+    def partially_load(self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False) -> Any:
+        return super().partially_load(device_to, 1e32, force_patch_weights)
+
+    def partially_unload(self, *_: Any, **__: Any) -> int:
+        return 0  # too little for the memory manager, which then unloads it whole
+
+
 def _patcher(network: torch.nn.Module) -> Any:
-    return comfy.model_patcher.ModelPatcher(
-        network, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    )
+    return _WholePatcher(network, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
 
 
 def demo_conditioning(faces: list[Attributes]) -> Any:
@@ -361,7 +371,7 @@ def _decode(vae: Any, model: Any) -> Any:
 
     def decode(latent: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()  # a step decodes many chunks of a long video
-        pixels = network(model.process_latent_out(latent).to(vae.vae_dtype))
+        pixels = network(model.process_latent_out(latent).to(vae.device, vae.vae_dtype))
         return (pixels.float() + 1) / 2
 
     return decode
@@ -372,8 +382,7 @@ def _check_served(model: Any, vae: Any, noise: Tensor) -> None:
 
     Raises: InputError.
     """
-    sampling = model.model_sampling
-    if isinstance(sampling, comfy.model_sampling.CONST) or not hasattr(model.diffusion_model, "input_blocks"):
+    if not _is_served(model):
         raise InputError("attribute guidance serves SD 1.5, SD 2 and SDXL models; this is a flow or DiT model")
     channels = model.latent_format.latent_channels
     if noise.shape[1] != channels:
@@ -386,6 +395,43 @@ def _check_served(model: Any, vae: Any, noise: Tensor) -> None:
         )
 
 
+def _is_served(model: Any) -> bool:
+    flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
+    return not flow and hasattr(model.diffusion_model, "input_blocks")
+
+
+_TAESD_SCALES = {"taesd_decoder": 0.18215, "taesdxl_decoder": 0.13025}  # of the full VAE's latents, by the file's name
+
+
+def with_decoder(spec: GuidanceSpec, vae: Any, model: Any) -> GuidanceSpec:
+    """`spec` with a decoder for the gradient: its own, else TAESD from ComfyUI's vae_approx folder, else `vae`.
+
+    Call it once for all the samplings of a run: it loads the file, or says that there is none.
+
+    Args:
+        vae: the sampled model's own; where that is small itself it is the decoder.
+        model: what is sampled, a BaseModel.
+    """
+    if spec.decoder is not None or not spec.guided:
+        return spec
+    small = _find_taesd(vae, model.latent_format.taesd_decoder_name) if _is_served(model) else None
+    return replace(spec, decoder=small or vae)
+
+
+def _find_taesd(vae: Any, name: str | None) -> Any:
+    if name not in _TAESD_SCALES or isinstance(vae.first_stage_model, comfy.taesd.taesd.TAESD):
+        return None
+    file = approximate_vae(name)
+    if file is None:
+        log.warning(
+            "attribute guidance decodes with the full VAE; with %s.safetensors (or .pth) in models/vae_approx it is several "
+            "times faster and needs 6 GB less", name,
+        )  # fmt: skip
+        return None
+    network = comfy.taesd.taesd.TAESD(None, str(file))
+    return comfy.sd.VAE(sd={**network.state_dict(), "vae_scale": torch.tensor(_TAESD_SCALES[name])})
+
+
 def add_identity(spec: GuidanceSpec, network: Any, settings: TermSettings, inputs: tuple[Tensor, ...]) -> GuidanceSpec:
     """`spec` and a push away from the identity of the source faces; `inputs` as `IdentityTerm` takes them."""
     return replace(spec, more=(*spec.more, TermSpec(IdentityTerm, network, "embed", settings, inputs)))
@@ -396,25 +442,23 @@ def add_pose(spec: GuidanceSpec, encoder: Any, settings: TermSettings, inputs: t
     return replace(spec, more=(*spec.more, TermSpec(PoseTerm, encoder, "find_landmarks", settings, inputs)))
 
 
-def _build_guidance(spec: GuidanceSpec, vae: Any, model: Any) -> CombinedGuidance:
-    """Must be called outside inference mode, after every model is loaded."""
-    vae = spec.decoder or vae
+def _build_guidance(spec: GuidanceSpec, model: Any) -> CombinedGuidance:
+    """`spec` has its decoder. Must be called outside inference mode, after every model is loaded."""
     images = [None if value is None else value.clone() for value in (spec.target, spec.source, spec.region)]
     attributes = AttributeTerm(_ComfyEncoder(spec.encoder), spec.settings, *images)
     terms = [attributes, *(term.build() for term in spec.more)]
-    return CombinedGuidance(_decode(vae, model), terms, spec.settings.reuse, spec.settings.limit)
+    return CombinedGuidance(_decode(spec.decoder, model), terms, spec.settings.reuse, spec.settings.limit)
 
 
-def _helpers(spec: GuidanceSpec, vae: Any) -> list[Any]:
-    """The models that must be loaded beside the U-Net."""
-    return [spec.encoder, (spec.decoder or vae).patcher, *(term.network for term in spec.more)]
+def _helpers(spec: GuidanceSpec) -> list[Any]:
+    """The models that must be loaded beside the U-Net, of a `spec` that has its decoder."""
+    return [spec.encoder, spec.decoder.patcher, *(term.network for term in spec.more)]
 
 
-class GuidedSampler(comfy.samplers.KSAMPLER):
+class GuidedSampler(comfy.samplers.Sampler):
     """A SAMPLER: `sampling.sample_guided` over ComfyUI's denoiser, mask merging and callbacks included."""
 
     def __init__(self, spec: GuidanceSpec, vae: Any) -> None:
-        super().__init__(self._run)
         self.spec, self.vae = spec, vae
         self.readout: list[dict[str, float]] = []  # sigma and losses of the last run's steps
 
@@ -422,19 +466,23 @@ class GuidedSampler(comfy.samplers.KSAMPLER):
         self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor,
         latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
     ) -> Tensor:  # fmt: skip
-        if self.spec.guided:
+        base = model_wrap.inner_model
+        _check_served(base, self.spec.decoder or self.vae, noise)  # at strength 0 as well: a flow model needs another step
+        spec = with_decoder(self.spec, self.vae, base)
+        if spec.guided:
             # all at once, so that none of them, ControlNets included, pushes another out of a small card
-            loaded = [*_loaded(model_wrap.inner_model), *getattr(model_wrap, "loaded_models", [])]
-            comfy.model_management.load_models_gpu([*_helpers(self.spec, self.vae), *loaded])
+            loaded = [*_loaded(base), *getattr(model_wrap, "loaded_models", [])]
+            comfy.model_management.load_models_gpu([*_helpers(spec), *loaded])
         with torch.inference_mode(False), torch.no_grad():
             copies = [None if value is None else value.clone() for value in (sigmas, noise, latent_image, denoise_mask)]
             sigmas, noise, latent_image, denoise_mask = copies
-            return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+            sampler = comfy.samplers.KSAMPLER(partial(self._run, spec))
+            return sampler.sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
-    def _run(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool, **_: Any) -> Tensor:
-        base = model.inner_model.inner_model
-        _check_served(base, self.spec.decoder or self.vae, x)  # at strength 0 as well: a flow model needs another step
-        guidance = _build_guidance(self.spec, self.vae, base) if self.spec.guided else None
+    def _run(
+        self, spec: GuidanceSpec, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool
+    ) -> Tensor:
+        guidance = _build_guidance(spec, model.inner_model.inner_model) if spec.guided else None
         self.readout = []
         people = _equal_rows(model.noise)
         noise = comfy.samplers.k_diffusion_sampling.default_noise_sampler(x[: max(people) + 1], seed=extra_args.get("seed"))
@@ -472,6 +520,9 @@ def guided_sampler(spec: GuidanceSpec, vae: Any) -> GuidedSampler:
     return GuidedSampler(spec, vae)
 
 
+_KEY = "faceanon_guidance"  # of what a patched MODEL carries
+
+
 def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
     """A MODEL clone whose predictions carry the guidance, exact for euler_ancestral.
 
@@ -479,8 +530,8 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
     """
     if not spec.guided:
         return model
-    patched = model.clone()
-    patched.set_additional_models("faceanon_guidance", _helpers(spec, vae))
+    patched, spec = model.clone(), with_decoder(spec, vae, model.model)
+    patched.set_additional_models(_KEY, [*patched.get_additional_models_with_key(_KEY), *_helpers(spec)])
     state: dict[str, Any] = {}
 
     def guide(arguments: dict[str, Any]) -> Tensor:
@@ -493,7 +544,7 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
             return denoised
         with torch.inference_mode(False), torch.no_grad():
             if "guidance" not in state:
-                state["guidance"] = _build_guidance(spec, vae, arguments["model"])
+                state["guidance"] = _build_guidance(spec, arguments["model"])
             guidance = state["guidance"]
             progress = index / (len(sigmas) - 1)
             if not guidance.active(progress):
@@ -513,7 +564,7 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
             state.clear()  # frees the clones of the weights
 
     patched.set_model_sampler_post_cfg_function(guide)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, "faceanon_guidance", run)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, _KEY, run)
     return patched
 
 

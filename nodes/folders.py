@@ -52,6 +52,14 @@ def weights_path(name: str) -> Path:
     return Path(found)
 
 
+def approximate_vae(name: str) -> Path | None:
+    """The file of that name, whatever its suffix, in ComfyUI's folder of small decoders; None if there is none."""
+    import folder_paths
+
+    found = (file for file in folder_paths.get_filename_list("vae_approx") if file.startswith(f"{name}."))
+    return next((Path(folder_paths.get_full_path_or_raise("vae_approx", file)) for file in found), None)
+
+
 def output_place(prefix: str) -> tuple[Path, str, str]:
     """The folder in ComfyUI's output that a prefix names, what is left of the prefix, and the subfolder for the preview."""
     import folder_paths

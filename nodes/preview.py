@@ -137,7 +137,8 @@ class SeedStrengthSheet:
         check_side(weight, crops, "seam")
         first, source = _first_face(latent, len(crops)), crops[0][1].tensor
         columns, numbers = _strengths(strengths), [(seed + row) % _SEEDS for row in range(seeds)]
-        specs = [_at_strength(guidance, strength) for strength in columns]
+        strongest = comfy_bridge.with_decoder(_at_strength(guidance, max(columns)), vae, model.model)
+        specs = [_at_strength(strongest, strength) for strength in columns]
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, len(numbers) * len(specs))
         cells = []

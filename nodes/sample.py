@@ -83,8 +83,9 @@ class InpaintFaces:
                         "min": 0.0,
                         "max": 1.0,
                         "step": 0.01,
-                        "tooltip": "Share of the steps, from the first, in which the model sees the sketch's lines, then "
-                        "its light alone. 0.15: faces look natural, and more like their sources; check them.",
+                        "tooltip": "Share of the noise schedule, from its start, in which the model sees the sketch's "
+                        "lines, then its light alone; of the steps with sgm_uniform, normal and simple. 0.15: "
+                        "faces look natural, and more like their sources; check them.",
                     },
                 )
             },
@@ -202,7 +203,10 @@ class AttributeGuidance:
                 ),
                 "decoder": (
                     "VAE",
-                    {"tooltip": "A faster decoder for the guidance, e.g. TAESD. Empty: the sampler's own VAE."},
+                    {
+                        "tooltip": "What the guidance decodes with, e.g. TAESD. Empty: the model's TAESD decoder if it is "
+                        "in models/vae_approx, else the sampler's own VAE."
+                    },
                 ),
                 "mask": ("MASK", {"tooltip": "From Region Mask: what is regenerated. Needed for the tokens region."}),
                 "reuse": (

@@ -158,6 +158,15 @@ def test_a_face_that_never_passes_stops_the_graph_or_is_covered(listed: Path, re
     assert torch.allclose(image[0, y - 5 : y + 5, x - 5 : x + 5], torch.tensor(128 / 255))
 
 
+def test_all_tries_share_one_search_for_a_decoder(
+    bridge: Any, listed: Path, retry_inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[Any] = []
+    monkeypatch.setattr(bridge, "_find_taesd", lambda vae, name: searched.append(name))
+    run_node("RetrySampler", **retry_inputs, recogniser=load(-0.99), tries=2, on_failure="redact")
+    assert searched == [retry_inputs["model"].model.latent_format.taesd_decoder_name]
+
+
 def test_a_ruined_face_stops_the_graph_though_no_recogniser_knows_it(
     listed: Path, retry_inputs: dict[str, Any], demo: dict[str, Any], portrait: torch.Tensor
 ) -> None:

@@ -82,10 +82,13 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def setting(case: Case, bridge: Any, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return _make_setting(bridge, case, tmp_path_factory.mktemp("models"))
+
+
+def _make_setting(bridge: Any, case: Case, folder: Path) -> Setting:
     import comfy.sd
     from make_checkpoints import write_checkpoint
 
-    folder = tmp_path_factory.mktemp("models")
     path = write_checkpoint(folder / "model.safetensors", case.family, case.channels, case.dtype, case.vae)
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
@@ -193,9 +196,10 @@ def _live_guidance(bridge: Any, setting: Setting) -> Any:
 
     spec = _spec(bridge, setting, 1.0)
     with torch.inference_mode():
-        comfy.model_management.load_models_gpu([setting.model, *bridge._helpers(spec, setting.vae)])
+        spec = bridge.with_decoder(spec, setting.vae, setting.model.model)
+        comfy.model_management.load_models_gpu([setting.model, *bridge._helpers(spec)])
         with torch.inference_mode(False):
-            return bridge._build_guidance(spec, setting.vae, setting.model.model)
+            return bridge._build_guidance(spec, setting.model.model)
 
 
 def _loss(bridge: Any, setting: Setting, samples: torch.Tensor) -> float:
@@ -352,6 +356,93 @@ def test_memory_returns_to_where_it_was(bridge: Any, demo_setting: Setting, rout
             _run_route(bridge, route, demo_setting, steps=2)
     assert counts[0] == counts[1] == counts[2]
     assert clones and all(clone() is None for clone in clones)
+
+
+# ---- the decoder of the gradient ----
+
+
+@pytest.fixture(scope="module")
+def full_vae(bridge: Any, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """What the sampler nodes take for a model whose VAE is a full one."""
+    return _make_setting(bridge, CASES["sd15-kl-vae"], tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture
+def vae_approx(bridge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's folder of small decoders, empty."""
+    import folder_paths
+
+    _, suffixes = folder_paths.folder_names_and_paths["vae_approx"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], suffixes))
+    return tmp_path
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_full_vae_gives_way_to_taesd_or_one_sentence_tells_of_it(
+    bridge: Any, full_vae: Setting, demo_setting: Setting, vae_approx: Path, route: str, caplog, monkeypatch
+) -> None:
+    from make_checkpoints import write_taesd
+
+    message = "attribute guidance decodes with the full VAE; with taesd_decoder.safetensors (or .pth) in models/vae_approx"
+    slow = _run_route(bridge, route, full_vae, steps=2)
+    assert caplog.text.count(message) == 1
+    caplog.clear()
+    _run_route(bridge, route, demo_setting, steps=2)  # its VAE is small
+    write_taesd(vae_approx)
+    (vae_approx / "taesd_encoder.safetensors").unlink()
+    with monkeypatch.context() as unused:
+        unused.setattr(full_vae.vae.first_stage_model, "decode", None)
+        fast = _run_route(bridge, route, full_vae, steps=2)
+    assert not torch.equal(slow, fast) and "decodes with the full VAE" not in caplog.text
+
+
+def test_taesd_from_the_folder_decodes_as_the_one_that_comfyui_loads(
+    bridge: Any, full_vae: Setting, vae_approx: Path
+) -> None:
+    from make_checkpoints import write_taesd
+
+    write_taesd(vae_approx)
+    connected = replace(full_vae, decoder=run_stock_node("VAELoader", vae_name="taesd")[0])
+    found, expected = (_live_guidance(bridge, setting) for setting in (full_vae, connected))
+    latent = torch.randn(full_vae.latent["samples"].shape, generator=torch.Generator().manual_seed(2))
+    image = found.decode(latent)
+    assert torch.equal(image, expected.decode(latent)) and -0.5 < image.min() < image.max() < 1.5
+    with torch.inference_mode():
+        shown = bridge.vae_decode(connected.decoder, full_vae.model.model.process_latent_out(latent))
+    torch.testing.assert_close(image.clamp(0, 1), shown.cpu(), rtol=0, atol=1e-4)
+    gradient, _ = found.gradient(latent, 0.0)
+    assert gradient.isfinite().all() and gradient.norm() > 0
+
+
+def test_a_decoder_on_another_device_is_handed_the_latent_there(bridge: Any) -> None:
+    with torch.inference_mode():
+        model, vae = bridge.load_demo_model()
+    vae.device = torch.device("meta")  # as --cpu-vae has it on the CPU beside a model on the GPU
+    vae.first_stage_model.to("meta")
+    assert bridge._decode(vae, model.model)(torch.zeros(1, 4, 8, 8)).device.type == "meta"
+
+
+# ---- the networks of the pack in ComfyUI's memory manager ----
+
+
+def test_a_network_is_loaded_whole_however_little_memory_there_is(bridge: Any) -> None:
+    with torch.inference_mode():
+        encoder = bridge.load_demo_encoder()
+        encoder.load_device = torch.device("meta")
+        encoder.partially_load(encoder.load_device, 0.1)  # what --novram allows
+        assert {weight.device.type for weight in encoder.model.parameters()} == {"meta"}
+        assert encoder.partially_unload(encoder.offload_device, 1) == 0
+        assert {weight.device.type for weight in encoder.model.parameters()} == {"meta"}
+
+
+def test_guidance_applied_twice_keeps_the_helpers_of_both(bridge: Any, demo_setting: Setting) -> None:
+    with torch.inference_mode():
+        other = replace(demo_setting, encoder=bridge.load_demo_encoder())
+    model, networks = demo_setting.model, [demo_setting.encoder.model, other.encoder.model]
+    for setting in (demo_setting, other):
+        (model,) = run_node("ApplyGuidance", model=model, vae=setting.vae, guidance=_spec(bridge, setting, 1.0))
+    helpers = [helper.model for helper in model.get_additional_models()]
+    assert all(any(network is helper for helper in helpers) for network in networks)
 
 
 # ---- what the guidance cannot serve ----
