@@ -15,13 +15,10 @@ from .faces import Face, FaceDetector, Scan, Unfitted
 from .geometry import FACE_OVAL, Box, FloatArray, filled_polygon, is_same_face
 from .identity import FaceRecogniser, Verdict
 from .judge import judge_face
+from .likeness import BLURRED_COPY, NEAR_COPY, blurred_likeness, likeness
 
-NEAR_COPY = 0.8  # likeness from which a face counts as a copy of the original; measured in docs/PRIVACY.md
-BLURRED_COPY = 0.9  # the same for the likeness to a blurred original
-_CROP_PX, _FINE_PX = 256, 64  # side of a face's crop, and of what is left of it for `likeness`
+_CROP_PX = 256  # side of a face's crop
 _ONE_COLOUR = 4.0  # standard deviation, of 255, that compression leaves in a solid fill
-_BLURS = (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # standard deviations, of `_FINE_PX`, that the source is blurred with
-_DETAIL_SIGMA = 2.0  # of `_FINE_PX`: coarser structure is light and skin, which a new face shares with the old one
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,14 @@ class FaceCheck:
 
 def check_picture(
     source: NDArray[np.uint8], result: NDArray[np.uint8], scan: Scan, recognisers: Sequence[FaceRecogniser],
-    detector: FaceDetector,
+    detector: FaceDetector, known: Scan | None = None,
 ) -> list[FaceCheck]:  # fmt: skip
-    """Check every face that was found in the source, largest first.
+    """Check faces of the source, largest first.
 
     Args:
         source, result: (H, W, 3) uint8 RGB of one size.
-        scan: what `detector` found in the source.
+        scan: the faces to check, of those that `detector` found in the source.
+        known: all that it found there, where `scan` is a choice of them; the others may stay.
         recognisers: each must take source and result for different people, by its own limit.
     Returns: also the faces that were found in the result alone, where nothing was seen to be changed in the source.
     Raises: ShapeError if the sizes differ.
@@ -61,54 +59,12 @@ def check_picture(
     if source.shape != result.shape:
         (height, width), (new_height, new_width) = source.shape[:2], result.shape[:2]
         raise ShapeError(f"the result is {new_width}x{new_height} but its source is {width}x{height}")
-    known = [face.box for face in scan.faces] + [lost.box for lost in scan.unfitted]
+    boxes = [box for found in (scan, known or scan) for box in found.boxes]
     after = detector.scan(result)
-    faces = [*scan.faces, *(face for face in after.faces if not any(is_same_face(face.box, box) for box in known))]
-    lost = [*scan.unfitted, *(one for one in after.unfitted if not any(is_same_face(one.box, box) for box in known))]
+    faces = [*scan.faces, *(face for face in after.faces if not any(is_same_face(face.box, box) for box in boxes))]
+    lost = [*scan.unfitted, *(one for one in after.unfitted if not any(is_same_face(one.box, box) for box in boxes))]
     fitted = [_check_face(source, result, face, recognisers, detector) for face in faces]
     return fitted + [_check_box(source, result, one) for one in lost]
-
-
-def likeness(before: NDArray[np.uint8], after: NDArray[np.uint8], outline: FloatArray) -> float:
-    """How far one crop is a copy of the other inside an outline: correlation of their fine structure, -1..1.
-
-    A copy keeps it when it is compressed, blurred, brightened or recoloured. A flat area is like nothing: 0.
-
-    Args:
-        before, after: (S, S, 3) uint8 RGB.
-        outline: (N, 2) xy in pixels of the crops.
-    """
-    inside = _inside(before, outline)
-    return _correlation(_fine_structure(before)[inside], _fine_structure(after)[inside])
-
-
-def blurred_likeness(before: NDArray[np.uint8], after: NDArray[np.uint8], outline: FloatArray) -> float:
-    """`likeness` to the blurred original: the highest over several strengths of blur."""
-    inside = _inside(before, outline)
-    new = _fine_structure(after)[inside]
-    return max(_correlation(_fine_structure(before, blur)[inside], new) for blur in _BLURS)
-
-
-def _inside(crop: NDArray[np.uint8], outline: FloatArray) -> NDArray[np.bool_]:
-    scale = _FINE_PX / crop.shape[0]
-    inside = np.zeros((_FINE_PX, _FINE_PX), np.uint8)
-    cv2.fillConvexPoly(inside, cv2.convexHull(np.round(outline * scale).astype(np.int32)), 1)
-    return inside > 0
-
-
-def _correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    first, second = first - first.mean(), second - second.mean()
-    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(first @ second) / lengths if lengths > 1e-3 else 0.0
-
-
-def _fine_structure(pixels: NDArray[np.uint8], blur: float = 0.0) -> NDArray[np.float32]:
-    gray = cv2.cvtColor(cv2.resize(pixels, (_FINE_PX, _FINE_PX), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    values = gray.astype(np.float32)
-    if blur:
-        values = np.asarray(cv2.GaussianBlur(values, (0, 0), blur), np.float32)
-    detail: NDArray[np.float32] = values - cv2.GaussianBlur(values, (0, 0), _DETAIL_SIGMA)
-    return detail
 
 
 def _check_face(

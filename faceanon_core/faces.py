@@ -73,6 +73,11 @@ class Scan:
     faces: list[Face]
     unfitted: list[Unfitted]
 
+    @property
+    def boxes(self) -> list[Box]:
+        """Where anything was found."""
+        return [face.box for face in self.faces] + [lost.box for lost in self.unfitted]
+
 
 class _Backend(Protocol):
     tile_px: int  # side of the smallest tiles to look for faces in
@@ -131,12 +136,11 @@ class FaceDetector:
         first = self._scan_once(image)
         if self._second is None:
             return first
-        known = [face.box for face in first.faces] + [lost.box for lost in first.unfitted]
         reason = f"only {self._second.name} sees it"
         missed = [
             Unfitted(box, 1.0, reason)
             for box in self._second.find(image)
-            if not any(is_same_face(box, other) for other in known)
+            if not any(is_same_face(box, other) for other in first.boxes)
         ]
         return Scan(first.faces, sorted([*first.unfitted, *missed], key=lambda lost: -lost.box.area))
 

@@ -30,7 +30,7 @@ from .geometry import Box, arcface_alignment
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .identity import FaceRecogniser, Verdict
 from .image import load_picture
-from .judge import Judgement, check_changed, judge_face
+from .judge import Judgement, check_finite, judge_face
 from .leakage import kept_region_warning
 from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
@@ -348,12 +348,12 @@ class Anonymizer:
         def make(attempt: int, pushes: int) -> Tensor:
             readout.clear()
             result = self.regenerate(crop, mask, target, self._pushed(settings, pushes), seed + attempt * TRY_SEED, on_step)
-            check_changed(crop.tensor, result, mask.core)
+            check_finite(result)
             return result
 
         def judge(result: Tensor) -> list[Judgement]:
             stitched = stitch_face(image, crop, result, mask.seam)
-            return [judge_face(crop, stitched, self.recognisers, self.detector, settings.max_similarity)]
+            return [judge_face(crop, stitched, self.recognisers, self.detector, settings.max_similarity, mask.core)]
 
         done = until_anonymous(make, judge, [0], settings.tries)
         if done.failed:

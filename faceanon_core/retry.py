@@ -48,7 +48,7 @@ def until_anonymous(
     for attempt in range(1, tries):
         if not failed:
             break
-        pushes += any(judgements[row].is_face and judgements[row].too_alike for row in failed)
+        pushes += any(judgements[row].shows_source for row in failed)
         again = torch.zeros(len(people), dtype=torch.bool, device=results.device)
         again[failed] = True
         results = torch.where(again[:, None, None, None], make(attempt, pushes), results)

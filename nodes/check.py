@@ -14,8 +14,8 @@ from ..faceanon_core.dlib_recogniser import DLIB, open_recogniser
 from ..faceanon_core.errors import AnonymizationError, NoFaceError
 from ..faceanon_core.proportions import CHECKED
 from ..faceanon_core.sketch import DRAWN
-from .convert import CATEGORY, check_count, check_pair, from_image, one_by_one, to_pixels
-from .crop import StitchFaces
+from .convert import CATEGORY, check_found_in, check_pair, from_image, one_by_one, to_pixels
+from .crop import check_cut_from, seams_of, solid_part, stitch_all
 from .folders import model_folders, weights_names, weights_path
 from .sample import GuidedSampler, InpaintFaces
 
@@ -115,16 +115,17 @@ class IdentityCheck:
         before, after = to_pixels(source, "source"), to_pixels(result, "result")
         check_pair(before, after, "source", "result")
         if faces is not None:
-            check_count(before, faces)
+            check_found_in(before, faces)
         lines, failures, covered, checks = [], [], list(after), []
         with FaceDetector(task_folders=model_folders()) as detector:
             for number, pixels in enumerate(one_by_one(before)):
-                scan = detector.scan(pixels) if faces is None else Scan(faces[number], [])
+                scan = detector.scan(pixels)
                 if faces is None and not (scan.faces or scan.unfitted):
                     raise NoFaceError(
                         f"no face was found in picture {number + 1} of the source, so nothing could be checked"
                     )
-                for face in check_picture(pixels, after[number], scan, recogniser, detector):
+                chosen = scan if faces is None else Scan(faces[number], [])
+                for face in check_picture(pixels, after[number], chosen, recogniser, detector, scan):
                     lines.append(f"picture {number + 1}, face {face}")
                     checks.append(CheckedFace(number, face.face.box, face.verdicts, face.problem))
                     if not face.passed:
@@ -195,6 +196,9 @@ class RetrySampler:
         from . import comfy_bridge
 
         guidance = comfy_bridge.with_decoder(guidance, vae, model.model)
+        check_cut_from(image, crops)
+        seams = seams_of(crops, seam)
+        solid = [solid_part(weight) for weight in seams.split(1)]
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
 
@@ -209,16 +213,17 @@ class RetrySampler:
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
             return comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)
 
-        def stitch(results: Tensor) -> Tensor:
-            return StitchFaces().stitch(image, crops, results.permute(0, 2, 3, 1), seam)[0]
-
         def judge(results: Tensor) -> list[Any]:
-            pictures = to_pixels(stitch(results))
-            return [judge_face(crop, pictures[index], recogniser, detector) for index, crop in crops]
+            pictures = to_pixels(stitch_all(image, crops, results, seams))
+            return [
+                judge_face(crop, pictures[index], recogniser, detector, replaced=replaced)
+                for (index, crop), replaced in zip(crops, solid, strict=True)
+            ]
 
         with FaceDetector(task_folders=model_folders()) as detector:
             done = until_anonymous(make, judge, person_rows([crop for _, crop in crops]), tries)
-        covered = _cover_failed(stitch(done.results), crops, done, on_failure)
+        stitched = stitch_all(image, crops, done.results, seams)
+        covered = _cover_failed(stitched, crops, done, on_failure)
         return covered, _retry_report(crops, done), _checked_faces(crops, done)
 
 

@@ -16,7 +16,16 @@ from ..faceanon_core.errors import InputError, ShapeError
 from ..faceanon_core.image import tensor_to_pixels
 
 CATEGORY = "FaceAnon"
+_OVERSHOOT = 0.25  # bicubic interpolation reaches 0.2 beyond a sharp edge
 ASKED_SKIN = "faceanon_skin"  # key in CONDITIONING: skin tone asked of the new face; missing where the source's stays
+
+
+class FoundFaces(list[list[Any]]):
+    """What a FACES socket carries: per picture its Faces; `size`: (width, height) of the pictures they were found in."""
+
+    def __init__(self, faces: Iterable[list[Any]], size: tuple[int, int]) -> None:
+        super().__init__(faces)
+        self.size = size
 
 
 class FaceCrops(list[tuple[int, Any]]):
@@ -37,16 +46,20 @@ def one_by_one(items: Sequence[Any]) -> Iterable[Any]:
 
 
 def from_image(image: Tensor, name: str = "image") -> Tensor:
-    """IMAGE (B,H,W,C) -> (B,3,H,W) float 0..1; gray is repeated, alpha dropped.
+    """IMAGE (B,H,W,C) -> (B,3,H,W) float 0..1 on the CPU; gray is repeated, alpha dropped.
 
-    Raises: ShapeError or InputError for other shapes, NaN or values outside 0..1.
+    Values are clipped where they overshoot a little, as sharp edges do after a bicubic resize.
+
+    Raises: ShapeError or InputError for other shapes, NaN or values of another scale.
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ShapeError(
             f"{name} must be (batch, height, width, channels) with 1, 3 or 4 channels, got {tuple(image.shape)}"
         )
     colour = image.expand(-1, -1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
-    planes = colour.permute(0, 3, 1, 2).float()  # BHWC -> BCHW
+    planes = colour.permute(0, 3, 1, 2).float().cpu()  # BHWC -> BCHW
+    if planes.numel() and planes.min() >= -_OVERSHOOT and planes.max() <= 1 + _OVERSHOOT:
+        planes = planes.clamp(0, 1)
     check_image(planes, name)
     return planes.clamp(0, 1)
 
@@ -57,12 +70,12 @@ def to_image(planes: Tensor) -> Tensor:
 
 
 def from_mask(mask: Tensor, name: str = "mask") -> Tensor:
-    """MASK (B,H,W) or (H,W) -> (B,1,H,W) float 0..1."""
+    """MASK (B,H,W) or (H,W) -> (B,1,H,W) float 0..1 on the CPU."""
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim != 3:
         raise ShapeError(f"{name} must be (batch, height, width), got {tuple(mask.shape)}")
-    planes = mask[:, None].float()
+    planes = mask[:, None].float().cpu()
     check_mask(planes, name=name)
     return planes.clamp(0, 1)
 
@@ -89,13 +102,19 @@ def match_batch(tensor: Tensor, count: int, name: str) -> Tensor:
     raise InputError(f"{name} has a batch of {len(tensor)} but there are {count} faces; pass one, or one for each face")
 
 
-def check_count(pictures: list[NDArray[np.uint8]], faces: Any) -> None:
-    """Refuse FACES of another batch than the pictures'.
+def check_found_in(pictures: list[NDArray[np.uint8]], faces: FoundFaces) -> None:
+    """Refuse FACES that were found in another batch, or in pictures of another size.
 
-    Raises: InputError.
+    Raises: InputError or ShapeError.
     """
     if len(pictures) != len(faces):
         raise InputError(f"the image has a batch of {len(pictures)} but the faces come from {len(faces)} pictures")
+    height, width = pictures[0].shape[:2]
+    if (width, height) != faces.size:
+        raise ShapeError(
+            f"the image is {width}x{height} but the faces were found in one of {faces.size[0]}x{faces.size[1]}; "
+            "connect the image they were found in"
+        )
 
 
 def check_pair(before: list[NDArray[np.uint8]], after: list[NDArray[np.uint8]], old: str, new: str) -> None:

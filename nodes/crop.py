@@ -12,7 +12,7 @@ from ..faceanon_core.errors import InputError, NoFaceError
 from .convert import (
     CATEGORY,
     FaceCrops,
-    check_count,
+    check_found_in,
     check_side,
     from_image,
     from_mask,
@@ -52,9 +52,9 @@ class CropFaces:
         from ..faceanon_core.crop import crop_face
 
         pictures = to_pixels(image)
-        check_count(pictures, faces)
         if not any(faces):
             raise NoFaceError("there is no face to crop in any picture")
+        check_found_in(pictures, faces)
         crops = [
             (index, crop_face(pixels, face, size))
             for index, (pixels, found) in enumerate(zip(pictures, faces, strict=True))
@@ -70,7 +70,7 @@ class StitchFaces:
     CATEGORY = CATEGORY
     FUNCTION = "stitch"
     RETURN_TYPES = ("IMAGE",)
-    DESCRIPTION = "Blends the regenerated crops into the pictures. Stops if a face came out unchanged."
+    DESCRIPTION = "Blends the regenerated crops into the pictures. Stops if a face came out unchanged or as a copy."
     SEARCH_ALIASES = ("paste face", "composite", "uncrop")
 
     @classmethod
@@ -85,38 +85,58 @@ class StitchFaces:
         }
 
     def stitch(self, image: Tensor, crops: Any, result: Tensor, seam: Tensor) -> tuple[Tensor]:
-        from ..faceanon_core.crop import seam_in_image, stitch_face
         from ..faceanon_core.judge import check_changed
 
-        results, seams = from_image(result, "result"), match_batch(from_mask(seam, "seam"), len(crops), "seam")
+        results, seams = from_image(result, "result"), seams_of(crops, seam)
         if len(results) != len(crops):
             raise InputError(f"there are {len(results)} results but {len(crops)} crops; every face needs its own result")
         check_side(results, crops, "result")
-        check_side(seams, crops, "seam")
-        originals = from_image(image)
-        if len(image) != crops.pictures:  # a picture too many would pass with the faces it shows
-            raise InputError(
-                f"the crops come from {crops.pictures} pictures but the image is a batch of {len(image)}; "
-                "connect the image they were cut from"
-            )
-        width, height = crops[0][1].picture_size
-        if (image.shape[2], image.shape[1]) != (width, height):
-            raise InputError(
-                f"the crops come from a picture of {width}x{height} but the image is {image.shape[2]}x{image.shape[1]}; "
-                "connect the image they were cut from"
-            )
-        outputs, touched = to_pixels(image), [np.zeros(image.shape[1:3], bool) for _ in image]
-        for (index, crop), new, weight in one_by_one(list(zip(crops, results, seams, strict=True))):
-            check_changed(crop.tensor, new[None], _solid_part(weight[None]))
-            outputs[index] = stitch_face(outputs[index], crop, new[None], weight[None])
-            touched[index] |= seam_in_image(crop, weight[None], image.shape[2], image.shape[1]) > 0
-        changed = torch.from_numpy(np.stack(touched))[:, None]
-        stitched = torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).float() / 255
-        # untouched pixels come from the float input, so that they are bit-identical and not rounded to 8 bits
-        return (to_image(torch.where(changed, stitched, originals.cpu())),)
+        check_cut_from(image, crops)
+        for (_, crop), new, weight in one_by_one(list(zip(crops, results.split(1), seams.split(1), strict=True))):
+            check_changed(crop, new, solid_part(weight))
+        return (stitch_all(image, crops, results, seams),)
 
 
-def _solid_part(seam: Tensor) -> Tensor:
+def seams_of(crops: FaceCrops, seam: Tensor) -> Tensor:
+    """The blend weight of every crop, (faces, 1, S, S). Raises: InputError or ShapeError."""
+    seams = match_batch(from_mask(seam, "seam"), len(crops), "seam")
+    check_side(seams, crops, "seam")
+    return seams
+
+
+def check_cut_from(image: Tensor, crops: FaceCrops) -> None:
+    """Refuse an IMAGE that the crops do not come from.
+
+    Raises: InputError.
+    """
+    if len(image) != crops.pictures:  # a picture too many would pass with the faces it shows
+        raise InputError(
+            f"the crops come from {crops.pictures} pictures but the image is a batch of {len(image)}; "
+            "connect the image they were cut from"
+        )
+    width, height = crops[0][1].picture_size
+    if (image.shape[2], image.shape[1]) != (width, height):
+        raise InputError(
+            f"the crops come from a picture of {width}x{height} but the image is {image.shape[2]}x{image.shape[1]}; "
+            "connect the image they were cut from"
+        )
+
+
+def stitch_all(image: Tensor, crops: FaceCrops, results: Tensor, seams: Tensor) -> Tensor:
+    """IMAGE with every result (faces, 3, S, S) in its place, whatever it shows; the caller judges that."""
+    from ..faceanon_core.crop import seam_in_image, stitch_face
+
+    outputs, touched = to_pixels(image), [np.zeros(image.shape[1:3], bool) for _ in image]
+    for (index, crop), new, weight in zip(crops, results.split(1), seams.split(1), strict=True):
+        outputs[index] = stitch_face(outputs[index], crop, new, weight)
+        touched[index] |= seam_in_image(crop, weight, image.shape[2], image.shape[1]) > 0
+    changed = torch.from_numpy(np.stack(touched))[:, None]
+    stitched = torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).float() / 255
+    # untouched pixels come from the float input, so that they are bit-identical and not rounded to 8 bits
+    return to_image(torch.where(changed, stitched, from_image(image)))
+
+
+def solid_part(seam: Tensor) -> Tensor:
     """1 where the result replaces the picture entirely.
 
     Raises: InputError if there is no such pixel, because the source's face would shine through everywhere.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..faceanon_core.errors import AnonymizationError, NoFaceError, UnknownNameError
-from .convert import CATEGORY, check_count, one_by_one, to_pixels
+from .convert import CATEGORY, FoundFaces, check_found_in, one_by_one, to_pixels
 from .folders import model_folders, weights_names, weights_path
 
 _ORDERS = ("largest first", "left to right", "top to bottom")
@@ -64,7 +64,8 @@ class ParseFaces:
             raise AnonymizationError(
                 f"{len(lost)} faces were found that cannot be replaced ({reasons}); crop or cover them first"
             )
-        faces = [scan.faces for scan in scans]
+        height, width = pictures[0].shape[:2]
+        faces = FoundFaces([scan.faces for scan in scans], (width, height))
         empty = [str(i + 1) for i, found in enumerate(faces) if not found]
         if empty and not (allow_empty and any(faces)):
             where = "the picture" if len(faces) == 1 else f"picture {', '.join(empty)} of the batch"
@@ -116,7 +117,7 @@ class SelectFaces:
             selected.append([ordered[i] for i in wanted])
         if not any(selected):
             raise NoFaceError("no face is left after the selection; choose other numbers or a smaller min_size")
-        return (selected,)
+        return (FoundFaces(selected, faces.size),)
 
 
 class TrackFaces:
@@ -157,12 +158,12 @@ class TrackFaces:
         from ..faceanon_core import tracking
 
         pictures = to_pixels(image)
-        check_count(pictures, faces)
+        check_found_in(pictures, faces)
         tracked = tracking.track_faces(faces, max_gap)
         people = len({face.person for found in tracked for face in found})
         if fill_gaps:
             tracked = tracking.fill_gaps(tracked)
-        return tracked, _drawn(pictures, tracked), people
+        return FoundFaces(tracked, faces.size), _drawn(pictures, tracked), people
 
 
 def _drawn(pictures: list[NDArray[np.uint8]], faces: Any) -> Tensor:

@@ -106,6 +106,7 @@ class InpaintFaces:
         images = torch.cat([crop.tensor for crop in sources])
         core = (match_batch(from_mask(mask), len(crops), "mask") >= 0.5).float()
         check_side(core, crops, "mask")
+        _check_hides(core)
         samples = comfy_bridge.vae_encode(vae, images)
         hole = latent_mask(core, samples.shape[-1])
         border = max(0.0, drawn - _EARLIER * (drawn < 1)) if sketch else 0.0  # share of the schedule where the lines end
@@ -128,6 +129,17 @@ class InpaintFaces:
             for cond, entries in zip((positive, negative), told, strict=True):
                 entries.extend(comfy_bridge.extend(comfy_bridge.narrow(cond, start, end), extra))
         return *told, latent
+
+
+def _check_hides(core: Tensor) -> None:
+    """Refuse masks (faces, 1, S, S) of which one is empty: its face would come out as it went in.
+
+    Raises: InputError.
+    """
+    for number, plane in enumerate(core, 1):
+        if not bool(plane.any()):
+            whose = "the mask" if len(core) == 1 else f"the mask of face {number} of {len(core)}"
+            raise InputError(f"{whose} is empty, so nothing of the face would be regenerated; use the mask of Region Mask")
 
 
 def _drawings(crops: list[Any], poses: list[FloatArray], skin: str | None, lines: bool) -> Tensor:

@@ -117,6 +117,21 @@ def test_a_new_face_passes_untouched(listed: Path, retry_inputs: dict[str, Any],
     assert passed and torch.equal(image, noisy) and "MobileFaceNet" in report
 
 
+def test_of_several_faces_those_chosen_are_checked_and_the_others_may_stay(listed: Path, portrait: torch.Tensor) -> None:
+    pair = torch.cat([portrait, portrait.flip(2)], 2)
+    faces, _, count = run_node("ParseFaces", image=pair)
+    (chosen,) = run_node("SelectFaces", faces=faces, order="left to right", numbers="1")
+    covered = pair.clone()
+    covered[:, :, : portrait.shape[2]] = 0.5
+    inputs = {"source": pair, "recogniser": load()}
+    image, report, passed, _ = run_node("IdentityCheck", **inputs, result=covered, faces=chosen)
+    assert count == 2 and passed and torch.equal(image, covered) and len(report.splitlines()) == 1
+    with pytest.raises(Exception, match="the identity check failed for 1 faces"):
+        run_node("IdentityCheck", **inputs, result=covered)
+    with pytest.raises(Exception, match="the identity check failed for 1 faces"):
+        run_node("IdentityCheck", **inputs, result=pair, faces=chosen)
+
+
 def test_pictures_without_a_face_or_of_another_size_cannot_be_checked(listed: Path, coffee: Any) -> None:
     cup = torch.from_numpy(coffee).float()[None] / 255
     with pytest.raises(Exception, match="no face was found in picture 1 of the source, so nothing could be checked"):
@@ -183,6 +198,28 @@ def test_a_ruined_face_stops_the_graph_though_no_recogniser_knows_it(
     noisy[:, 50:200, 150:300] = torch.rand(1, 150, 150, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(Exception, match=r"the identity check failed for 1 faces: .* no face is recognisable in the result"):
         run_node("IdentityCheck", source=portrait, result=noisy, recogniser=load(1.0))
+
+
+def test_a_face_that_hardly_changes_is_covered_though_every_similarity_may_pass(
+    listed: Path, retry_inputs: dict[str, Any]
+) -> None:
+    lazy = {**retry_inputs, "denoise": 0.05, "recogniser": load(1.0), "tries": 1}
+    with pytest.raises(Exception, match=r"1 faces failed: after 1 try the face came out as a copy of the source's"):
+        run_node("RetrySampler", **lazy)
+    _, report, _ = run_node("RetrySampler", **lazy, on_failure="redact")
+    assert "FAILED, covered after try 1" in report
+
+
+def test_no_mask_or_sampler_that_leaves_the_face_gets_it_past_stitching(retry_inputs: dict[str, Any]) -> None:
+    given = {name: retry_inputs[name] for name in ("positive", "negative", "vae", "crops")}
+    with pytest.raises(Exception, match="the mask is empty, so nothing of the face would be regenerated"):
+        run_node("InpaintFaces", **given, mask=torch.zeros_like(retry_inputs["mask"]))
+    with torch.inference_mode():
+        crop = retry_inputs["crops"][0][1].tensor
+        through = given["vae"].decode(given["vae"].encode(crop.permute(0, 2, 3, 1)))
+    rest = {name: retry_inputs[name] for name in ("image", "crops", "seam")}
+    with pytest.raises(Exception, match=r"came out as a copy of the source's \(likeness 0\.9"):
+        run_node("StitchFaces", **rest, result=through)
 
 
 def test_a_further_try_makes_another_face_that_passes(listed: Path, retry_inputs: dict[str, Any]) -> None:

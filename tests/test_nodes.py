@@ -203,7 +203,7 @@ def test_tracking_numbers_people_and_replaces_faces_missed_in_between(portrait: 
     """The detector's miss is made by dropping what it found in the middle frame."""
     frames = torch.cat([portrait, portrait.roll(6, 2), portrait.roll(12, 2)])
     faces, _, _ = run("ParseFaces", image=frames)
-    missed = [faces[0], [], faces[2]]
+    missed = type(faces)([faces[0], [], faces[2]], faces.size)
     tracked, preview, people = run("TrackFaces", image=frames, faces=missed)
     assert people == 1 and [[face.person for face in found] for found in tracked] == [[0], [0], [0]]
     assert abs(tracked[1][0].landmarks - faces[1][0].landmarks).max() < 3
@@ -290,6 +290,24 @@ def test_each_picture_of_a_batch_takes_its_own_painted_mask(portrait: torch.Tens
         run("RegionMask", crops=[(2, crops[0][1])], painted=painted)
 
 
+def test_faces_go_with_the_picture_they_were_found_in_alone(portrait: torch.Tensor, faces: Any) -> None:
+    (chosen,) = run("SelectFaces", faces=faces, order="largest first")
+    larger = portrait.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    for node, found in (("CropFaces", faces), ("CropFaces", chosen), ("TrackFaces", faces)):
+        with pytest.raises(Exception, match="image is 1024x1024 but the faces were found in one of 512x512; connect"):
+            run(node, image=larger, faces=found)
+
+
+def test_edges_that_overshoot_after_a_resize_are_clipped_and_other_scales_refused(portrait: torch.Tensor) -> None:
+    planes = torch.nn.functional.interpolate(portrait.permute(0, 3, 1, 2), scale_factor=1.5, mode="bicubic")
+    sharp = planes.permute(0, 2, 3, 1)
+    assert sharp.min() < -0.01 and sharp.max() > 1.01
+    assert run("ParseFaces", image=sharp)[2] == 1
+    for other in (portrait * 255, portrait * 2 - 1):
+        with pytest.raises(Exception, match=r"image must lie in 0\.\.1, but its values run from"):
+            run("ParseFaces", image=other)
+
+
 def test_the_empty_mask_of_load_image_is_explained(crops: Any) -> None:
     with pytest.raises(Exception, match=r"64x64 but the picture is 512x512 and the crop is 128x128.*nothing was painted"):
         run("RegionMask", crops=crops, painted=torch.zeros(1, 64, 64))
@@ -300,6 +318,10 @@ def test_stitch_never_lets_an_unchanged_face_through(portrait: torch.Tensor, cro
     same = crops[0][1].tensor.permute(0, 2, 3, 1)
     with pytest.raises(Exception, match="nearly unchanged"):
         run("StitchFaces", image=portrait, crops=crops, result=same, seam=seam)
+    softer = torch.nn.functional.avg_pool2d(same.permute(0, 3, 1, 2), 3, 1, 1).permute(0, 2, 3, 1)
+    for copy in (0.8 * same, softer):
+        with pytest.raises(Exception, match=r"came out as a copy of the source's \(likeness (0\.9|1)"):
+            run("StitchFaces", image=portrait, crops=crops, result=copy, seam=seam)
     with pytest.raises(Exception, match="the seam reaches 1 nowhere"):
         run("StitchFaces", image=portrait, crops=crops, result=1 - same, seam=torch.zeros_like(seam))
 
