@@ -24,7 +24,7 @@ from .attributes import parse_attributes
 from .cli_check import split_names
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
-from .folder import NAMES, Journal, fill_folder, make_namer, refuse_unwritable, remove_leftovers
+from .folder import NAMES, Journal, fill_folder, make_namer, names_sources, refuse_unwritable, remove_leftovers
 from .image import SUFFIXES, Picture, check_suffix, load_picture, refuse_existing, save_picture
 from .sources import find_sources
 
@@ -320,21 +320,29 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     namer = make_namer(options.names, options.name_key)
     if options.names == "random" and output.is_dir() and any(output.iterdir()):
         raise InputError(f"{options.output} is not empty, and random names cannot tell what is done; choose a new folder")
+    if options.names != "keep" and names_sources(output):
+        raise InputError(f"the journal in {options.output} names sources; choose a new folder for {options.names} names")
     anonymizer = _open_anonymizer(cli_engine.driver_options(options))
     anonymizer.check(settings)
     engine = cli_engine.open_engine(options, anonymizer, settings)
-    others = (options.encoder, options.parser, options.identity_network)
-    journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *others), namer)
-    remove_leftovers(output)
+    others = [options.encoder, options.parser, options.identity_network, *([options.gallery] if options.gallery else [])]
+    resolved = [path and path.resolve() for path in others]  # the same file under another spelling is the same setting
+    journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *resolved), namer)
     names = {path: namer(path.relative_to(source).as_posix()) for path in files}
     for note in found.notes:
         _say(note)
-    problems = {path: [why] for path, why in found.unread.items()} | fill_folder(names, journal, engine)
-    failures = [f"{path.relative_to(source).as_posix()}: {text}" for path in sorted(problems) for text in problems[path]]
-    for failure in failures:
-        _say(f"failed: {failure}")
-    _say(f"{len(files)} pictures, {len(failures)} problems, written to {options.output}", sys.stdout)
-    return 1 if failures else 0
+
+    def tell(path: Path, why: str) -> None:
+        _say(f"failed: {path.relative_to(source).as_posix()}: {why}")
+
+    for path, why in found.unread.items():
+        tell(path, why)
+    with journal.hold():
+        remove_leftovers(output)
+        problems = fill_folder(names, journal, engine, tell)
+    count = len(found.unread) + sum(map(len, problems.values()))
+    _say(f"{len(files)} pictures, {count} problems, written to {options.output}", sys.stdout)
+    return 1 if count else 0
 
 
 def _fingerprint(settings: Settings, keep_metadata: bool, anonymizer: Anonymizer, *others: object) -> str:

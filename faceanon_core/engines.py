@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3  # of workers over the same picture
-PATIENCE_S = 120.0  # without news before the user is told that the run is waiting for the cluster
+HEAD_S = 15.0  # between two looks whether the cluster's head is still there
+PATIENCE = 8  # looks without news before the user is told that the run is waiting for the cluster
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,21 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _check_head() -> None:
+    """Raises: FaceAnonError if the cluster's head is gone; Ray would go on for a minute and then end this process."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_S).close()
+    except OSError as error:
+        raise FaceAnonError(
+            f"the Ray cluster's head {address} does not answer any more; start the cluster again, then run the same command "
+            "again to go on"
+        ) from error
+
+
 class _Worker:
     """Lives in a process of its own and holds the models."""
 
@@ -161,6 +179,7 @@ class _Crew:
         self._staff, self._open_maker, self._queue = staff, open_maker, deque(sources)
         self._calls: dict[Any, tuple[Any, Path | None]] = {}  # the worker and its picture; None while it starts
         self._deaths = Counter[Path | None]()
+        self._looked = time.monotonic()  # for the cluster's head
 
     def work(self, count: int) -> Outcomes:
         """Keep `count` workers busy until nothing is left to do."""
@@ -192,6 +211,7 @@ class _Crew:
         try:
             outcome = ray.get(call)
         except ray.exceptions.RayError as error:
+            _check_head()
             ray.kill(worker)
             self._hire()
             return source, self._bury(source, error)
@@ -207,11 +227,17 @@ class _Crew:
     def _wait(self) -> Any:
         import ray
 
-        while not (finished := ray.wait(list(self._calls), num_returns=1, timeout=PATIENCE_S)[0]):
-            if not any(source for _, source in self._calls.values()):
+        silent = 0
+        while True:
+            if time.monotonic() - self._looked >= HEAD_S:
+                _check_head()
+                self._looked = time.monotonic()
+            if finished := ray.wait(list(self._calls), num_returns=1, timeout=HEAD_S)[0]:
+                return finished[0]
+            silent += 1
+            if silent % PATIENCE == 0 and not any(source for _, source in self._calls.values()):
                 need = f"{self._staff.gpus} GPUs" if self._staff.gpus else f"{self._staff.cpus} CPUs"
                 log.warning("waiting for the Ray cluster to start workers with %s each", need)
-        return finished[0]
 
     def _bury(self, source: Path | None, error: Exception) -> FaceAnonError | None:
         """Put a dead worker's picture back to the front, unless workers keep dying over it."""

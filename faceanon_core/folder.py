@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
+import logging
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +22,14 @@ from .image import PARTIAL_GLOB, refuse_existing, write_file
 if TYPE_CHECKING:
     from .engines import Engine, Outcome
 
+log = logging.getLogger(__name__)
+
 JOURNAL = "faceanon-journal.jsonl"
 NAMES = ("keep", "random", "hashed")
 MIN_KEY_BYTES = 16
+QUIET_S = 60.0  # between two lines about how far a run is, where no terminal shows a bar
 _DIGITS = 32  # of a random or hashed name, hexadecimal: 128 bits
+_HIDING = re.compile(rf"[0-9a-f]{{{_DIGITS}}}(\.\w+)?")  # a random or hashed name
 _MARK_DIGITS = 8  # of what tells that a source has changed: one change of 4 billion is missed
 
 Namer = Callable[[str], str]
@@ -133,6 +141,12 @@ def _entries(journal: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
+def names_sources(folder: Path) -> bool:
+    """Whether a folder's journal holds names of sources, not random or hashed ones alone."""
+    journal = folder / JOURNAL
+    return journal.is_file() and any(not _HIDING.fullmatch(entry["name"]) for entry in _entries(journal))
+
+
 class Journal:
     """Which results a folder already holds, made with the same settings, from what, and what was wrong with each.
 
@@ -146,13 +160,30 @@ class Journal:
         self.folder, self._path, self._key, self._namer = folder, folder / JOURNAL, key, namer
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
+            self._path.open("ab").close()
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}") from error
         if self._path.read_bytes()[-1:] not in (b"", b"\n"):  # a line that a killed run left half written
             self._write("\n")
         self._done = self._read()
         self._marks: dict[str, str] = {}
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other runs out of the folder.
+
+        Raises: InputError if one is writing into it.
+        """
+        with self._path.open("ab") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"another run writes into {self.folder}; wait for it or choose another folder") from error
+            except (ImportError, OSError):
+                log.info("nothing keeps a second run out of %s: this system has no locks for it", self.folder)
+            yield
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """The last entry of a name counts."""
@@ -206,23 +237,40 @@ class Journal:
             raise InputError(f"{self._path} cannot be written: {error.strerror}") from error
 
 
-def fill_folder(names: Mapping[Path, str], journal: Journal, engine: Engine) -> dict[Path, list[str]]:
-    """Make every result that is not there yet, under a progress bar.
+def fill_folder(
+    names: Mapping[Path, str], journal: Journal, engine: Engine, tell: Callable[[Path, str], None] = lambda source, why: None
+) -> dict[Path, list[str]]:
+    """Make every result that is not there yet, under a progress bar, or with a line from time to time where nobody watches.
 
     Args:
         names: of the results, by source.
+        tell: called with a source and what is wrong with it, as soon as that is known.
     Returns: what is wrong with each picture, by source; nothing if every face in it was replaced.
+    Raises: FaceAnonError if the disk is full.
     """
     from tqdm import tqdm
 
     found = {source: _find(journal, name, source) for source, name in names.items()}
     problems = {source: warnings for source, warnings in found.items() if warnings is not None}
+    for source, warnings in problems.items():
+        _tell_each(tell, source, warnings)
     missing = [source for source in names if source not in problems]
     with closing(engine(missing)) as outcomes:
         bar = tqdm(outcomes, total=len(names), initial=len(problems), unit="picture", disable=None)
+        told = time.monotonic()
         for source, outcome in bar:
             problems[source] = _keep(journal, names[source], outcome)
+            with bar.external_write_mode():
+                _tell_each(tell, source, problems[source])
+            if bar.disable and time.monotonic() - told >= QUIET_S:
+                told = time.monotonic()
+                log.warning("%d of %d pictures", len(problems), len(names))
     return problems
+
+
+def _tell_each(tell: Callable[[Path, str], None], source: Path, warnings: list[str]) -> None:
+    for warning in warnings:
+        tell(source, warning)
 
 
 def _find(journal: Journal, name: str, source: Path) -> list[str] | None:
@@ -238,5 +286,7 @@ def _keep(journal: Journal, name: str, outcome: Outcome) -> list[str]:
     try:
         journal.keep(name, outcome.content, outcome.warnings)
     except InputError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FaceAnonError(f"{error}; make room, then run the same command again to go on") from error
         return [str(error)]
     return outcome.warnings

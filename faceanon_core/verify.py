@@ -18,7 +18,7 @@ from PIL import Image
 from .check import FaceCheck, check_picture
 from .errors import FaceAnonError, InputError
 from .faces import FaceDetector
-from .folder import JOURNAL, Namer
+from .folder import JOURNAL, Namer, names_sources
 from .identity import FaceRecogniser
 from .image import is_transparent, load_picture
 from .metadata import DAMAGED, find_metadata
@@ -45,11 +45,12 @@ class Report:
     strays: list[str]
     recognisers: list[tuple[str, str, float]]  # name, content hash, highest similarity that may pass
     notes: list[str] = field(default_factory=list)  # about what among the sources was left alone
+    problems: list[str] = field(default_factory=list)  # of the results as a whole
 
     @property
     def passed(self) -> bool:
         """Whether the folder may leave: every source has a result, every result a source, and nothing is wrong."""
-        return not self.strays and not any(picture.problems for picture in self.pictures)
+        return not self.strays and not self.problems and not any(picture.problems for picture in self.pictures)
 
 
 def verify_folder(
@@ -88,7 +89,9 @@ def verify_folder(
             faces, more = _check_pair(path, result, recognisers, detector)
             pictures.append(PictureCheck(_name(path, sources), _name(result, results), problems + more, faces))
     strays = [_name(path, results) for path in files if path not in pairs.values()]
-    return Report(pictures, strays, limits, found.notes)
+    telling = namer is not str and names_sources(results)
+    problems = [f"{JOURNAL} names sources, which the names of the results are to hide; delete it"] if telling else []
+    return Report(pictures, strays, limits, found.notes, problems)
 
 
 def _transparency(path: Path) -> list[str]:
@@ -132,6 +135,7 @@ def report_json(report: Report) -> str:
         "pictures": pictures,
         "files_without_a_source": report.strays,
         "notes": report.notes,
+        "problems": report.problems,
     }
     return json.dumps(entries, indent=2) + "\n"
 
@@ -150,7 +154,7 @@ def report_text(report: Report) -> str:
     """The report for people: everything that is wrong, then a summary."""
     lines = [f"{picture.source}: {problem}" for picture in report.pictures for problem in picture.problems]
     lines += [f"{name}: comes from no source" for name in report.strays]
-    lines += report.notes
+    lines += report.problems + report.notes
     lacking = [picture.source for picture in report.pictures if picture.result is None]
     if lacking:
         lines.append(f"without a result: {', '.join(lacking)}")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from faceanon_core import cli, cli_engine
+from faceanon_core import cli, cli_engine, engines
 from faceanon_core.engines import Made, Maker, Staff, run_on_ray
 from faceanon_core.errors import AnonymizationError, FaceAnonError, WeightsError
 from faceanon_core.folder import JOURNAL
@@ -140,8 +141,8 @@ def test_the_files_are_those_of_the_local_engine_bit_for_bit(story: Story) -> No
 # a cluster that is there already
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+@contextmanager
+def running_cluster() -> Iterator[str]:
     """Address of a cluster of two processors that says it has two GPUs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -159,6 +160,20 @@ def cluster() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+def head_of(address: str) -> int:
+    """Process id of a cluster's head."""
+    shown = subprocess.run(["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    (found,) = [line for line in shown.splitlines() if "gcs_server" in line and f"port={address.split(':')[1]} " in line]
+    return int(found.split()[0])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of a cluster."""
+    with running_cluster() as address:
+        yield address
 
 
 def open_fragile() -> Maker:
@@ -236,6 +251,21 @@ def test_workers_that_cannot_start_stop_the_run_with_their_reason(cluster, monke
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.raises(FaceAnonError, match=r"^the weights are missing$"):
         list(run_on_ray(open_nothing, Staff(), [Path("1")]))
+
+
+@needs_ray
+def test_a_run_whose_cluster_is_stopped_ends_with_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with running_cluster() as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        outcomes = run_on_ray(partial(open_patient, tmp_path, 1), Staff(1), [Path(str(number)) for number in range(1000)])
+        assert next(outcomes)[1] == Made(b"", [])
+        monkeypatch.setattr(engines, "HEAD_S", 0.5)
+        os.kill(head_of(address), signal.SIGKILL)
+        with pytest.raises(FaceAnonError, match=r"does not answer any more; .* run the same command again to go on"):
+            list(outcomes)
 
 
 # options

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from faceanon_core import cli, cli_engine
+from faceanon_core import folder as folders
 from faceanon_core.engines import Made, Outcomes
+from faceanon_core.errors import FaceAnonError
 from faceanon_core.folder import JOURNAL, Journal, fill_folder, make_namer, mark_source
 
 
@@ -111,3 +118,101 @@ def test_the_journal_says_neither_when_a_picture_was_taken_nor_without_the_key_w
     keyed, plain = make_namer("hashed", folder / "key"), make_namer("keep")
     assert mark_source(source, keyed) == mark_source(source, keyed) != mark_source(source, plain)
     assert len(mark_source(source, plain)) == 8
+
+
+# what is told on the way
+
+
+def test_a_failure_is_told_as_it_comes_and_once(folder: Path) -> None:
+    told: list[tuple[str, str]] = []
+
+    def engine(sources: Sequence[Path]) -> Outcomes:
+        yield sources[0], FaceAnonError("no face was found")
+        assert told == [("b.png", "half a face"), ("c.png", "no face was found")]
+        yield sources[1], Made(b"d", ["covered"])
+
+    with (folder / "out" / JOURNAL).open("a") as journal:
+        journal.write(json.dumps({"name": "b.png", "settings": "settings", "warnings": ["half a face"]}) + "\n")
+    for name in ("c.png", "d.png"):
+        (folder / "album" / name).write_text(name)
+    names = {path: path.name for path in sorted((folder / "album").iterdir())}
+    fill_folder(names, Journal(folder / "out", "settings"), engine, lambda source, why: told.append((source.name, why)))
+    assert told == [("b.png", "half a face"), ("c.png", "no face was found"), ("d.png", "covered")]
+
+
+def test_without_a_terminal_a_line_from_time_to_time_says_how_far_the_run_is(folder: Path, monkeypatch, caplog) -> None:
+    names = {path: path.name for path in sorted((folder / "album").iterdir())}
+    for quiet_s, lines in ((0, ["1 of 2 pictures", "2 of 2 pictures"]), (60, [])):
+        caplog.clear()
+        monkeypatch.setattr(folders, "QUIET_S", quiet_s)
+        with caplog.at_level(logging.WARNING):
+            fill_folder(names, Journal(folder / str(quiet_s), "settings"), copy)
+        assert caplog.messages == lines
+
+
+def test_a_full_disk_stops_the_run_with_one_sentence(folder: Path, monkeypatch) -> None:
+    asked: list[Path] = []
+
+    def engine(sources: Sequence[Path]) -> Outcomes:
+        for source in sources:
+            asked.append(source)
+            yield source, Made(b"of " + source.read_bytes(), [])
+
+    def write_bytes(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    names = {path: path.name for path in sorted((folder / "album").iterdir())}
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", write_bytes)
+        with pytest.raises(
+            FaceAnonError, match=r"No space left on device; make room, then run the same command again to go on$"
+        ):
+            fill_folder(names, Journal(folder / "new", "settings"), engine)
+    assert len(asked) == 1
+    assert fill_folder(names, Journal(folder / "new", "settings"), engine) == {source: [] for source in names}
+
+
+# the command line's part, with an engine that copies
+
+
+@pytest.fixture
+def anonymize(folder: Path, anonymizer, monkeypatch):
+    """Runs the command over album/ into made/."""
+    monkeypatch.setattr(cli, "_open_anonymizer", lambda options: anonymizer)
+    monkeypatch.setattr(cli, "_guide", lambda path: None)
+    monkeypatch.setattr(cli_engine, "open_engine", lambda *words: copy)
+    monkeypatch.chdir(folder)
+    return lambda *words: cli.main(["anonymize", "album", "-o", "made", "--recogniser", "none", *map(str, words)])
+
+
+def test_another_gallery_is_another_setting_and_another_spelling_of_a_path_is_not(anonymize, folder: Path, capsys) -> None:
+    for _ in range(2):
+        assert anonymize("--encoder", "farl.pth", "--gallery", "mine") == 0
+    assert anonymize("--encoder", folder / "album" / ".." / "farl.pth", "--gallery", folder / "mine") == 0
+    assert anonymize("--encoder", "farl.pth") == 1
+    assert "failed: a.png" in capsys.readouterr().err
+    assert anonymize("--encoder", "farl.pth", "--gallery", "yours") == 1
+
+
+def test_names_are_not_hidden_in_a_folder_whose_journal_tells_them(anonymize, folder: Path, capsys) -> None:
+    (folder / "key").write_text("0123456789abcdef")
+    assert anonymize() == 0
+    assert anonymize("--names", "hashed", "--name-key", "key") == 2
+    assert "the journal in made names sources; choose a new folder for hashed names" in capsys.readouterr().err
+    assert {path.name for path in (folder / "made").iterdir()} == {"a.png", "b.png", JOURNAL}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_lasts(anonymize, folder: Path, capsys) -> None:
+    hold = "import sys; from pathlib import Path; from faceanon_core.folder import Journal\n"
+    hold += "with Journal(Path('made'), '').hold(): print('held', flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)},
+    )  # fmt: skip
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    assert anonymize() == 2
+    assert "another run writes into" in capsys.readouterr().err
+    first.kill()
+    first.communicate()
+    assert anonymize() == 0

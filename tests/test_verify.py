@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,7 @@ from faceanon_core.image import load_picture
 from faceanon_core.pipeline import Anonymizer, Settings, redact_face
 
 KEY = b"0123456789abcdef"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +171,10 @@ def test_hashed_names_are_paired_by_the_key_and_random_ones_by_their_looks(album
             shutil.copy(album / "results" / name, album / "named" / namer(name))
         words = [album / "sources", album / "named", "--names", style, *(["--name-key", key] if key else [])]
         assert cli.main(["verify", *map(str, words)]) == 0, style
+        (album / "named" / JOURNAL).write_text('{"name": "alice.png", "warnings": []}')
+        assert cli.main(["verify", *map(str, words)]) == 1, style
+        assert f"{JOURNAL} names sources" in capsys.readouterr().out
+        (album / "named" / JOURNAL).unlink()
         (album / "key").write_bytes(KEY[::-1])  # another key pairs nothing
         if key:
             assert cli.main(["verify", *map(str, words)]) == 1
@@ -188,3 +196,29 @@ def test_folders_that_are_none_are_refused(album: Path, capsys) -> None:
     (album / "sources").mkdir()
     assert verify(album) == 2
     assert "holds no pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "."], ". is a folder; name a file in it for the report"),
+        (["-o", "/"], "/ is a folder; name a file in it for the report"),
+        (["--recogniser", "dlib", "--max-similarity", "5"], "max-similarity must be -1 to 1, got 5.0"),
+        (["--max-similarity", "nan"], "max-similarity must be -1 to 1, got nan"),
+    ],
+)
+def test_a_check_that_cannot_start_says_why(album: Path, capsys, words: list[str], message: str) -> None:
+    assert verify(album, *words) == 2
+    assert f"faceanon: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_names_that_are_no_text_are_reported_all_the_same(album: Path) -> None:
+    source = Path(os.fsdecode(os.fsencode(album / "sources") + b"/caf\xe9.png"))
+    shutil.copy(album / "sources" / "a.png", source)
+    words = [sys.executable, "-m", "faceanon_core.cli", "verify", "sources", "results", "-o", "report"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=album, env=environment, capture_output=True, check=False)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    named = "without a result: caf\\udce9.png"
+    assert named in done.stdout.decode() and named in (album / "report.txt").read_text("utf-8")
