@@ -135,8 +135,8 @@ def check_consistent(attributes: Attributes) -> None:
 
 
 def check_learned(attributes: Iterable[str]) -> None:
-    """Raises: InputError for names of attributes that the demo model cannot carry."""
-    foreign = [name for name in attributes if name in BY_NAME and not BY_NAME[name].learned]
+    """Raises: UnknownNameError for names of no attribute; InputError for those that the demo model cannot carry."""
+    foreign = [name for name in attributes if not find_attribute(name).learned]
     if foreign:
         raise InputError(
             f"the demo model does not know {', '.join(foreign)}; it knows {', '.join(a.name for a in LEARNED)}. For others "
@@ -174,16 +174,21 @@ def _phrase(name: str, value: str) -> str:
     return attribute.phrases[attribute.values.index(value)]
 
 
+def find_attribute(name: str) -> Attribute:
+    """The attribute of that name. Raises: UnknownNameError."""
+    if name not in BY_NAME:
+        raise UnknownNameError(
+            f"there is no attribute named {name!r}{_guess(name, list(BY_NAME))}; known: {', '.join(BY_NAME)}"
+        )
+    return BY_NAME[name]
+
+
 def normalise_value(name: str, value: str) -> str:
     """Value of the vocabulary that `value` names, synonyms included.
 
     Raises: UnknownNameError.
     """
-    if name not in BY_NAME:
-        raise UnknownNameError(
-            f"there is no attribute named {name!r}{_guess(name, list(BY_NAME))}; known: {', '.join(BY_NAME)}"
-        )
-    attribute = BY_NAME[name]
+    attribute = find_attribute(name)
     value = attribute.synonyms.get(value.lower(), value.lower())
     if value not in attribute.values:
         options = [*attribute.values, *attribute.synonyms]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import logging
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .cli_check import split_names
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, fill_folder, make_namer, names_sources, refuse_unwritable, remove_leftovers
-from .image import SUFFIXES, Picture, check_suffix, load_picture, refuse_existing, save_picture
+from .image import SUFFIXES, Picture, check_fits, check_suffix, load_picture, refuse_existing, save_picture
 from .sources import find_sources
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ EACH = "each"  # in place of a seed: one for each picture, drawn from its pixels
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns: the exit code."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped run, too, leaves no half-written file
     try:
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"faceanon: {error}")
         # a picture that cannot be anonymized is a failure; anything else is a command that could not start
         return 2 if isinstance(error, (InputError, WeightsError)) else 1
+    except OSError as error:
+        _say(f"faceanon: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
+        return 2
     except KeyboardInterrupt:
         _say("faceanon: stopped; run the same command again to go on")
         return 1
@@ -149,9 +154,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _seed(text: str) -> int | str:
-    if text != EACH and not re.fullmatch(r"[+-]?\d+", text):
-        raise argparse.ArgumentTypeError(f"a seed is a whole number or {EACH}, got {text!r}")
-    return text if text == EACH else int(text)
+    return text if text == EACH else cli_targets.read_seed(text, f" or {EACH}")
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -288,6 +291,7 @@ def _run_anonymize(options: argparse.Namespace) -> int:
         refuse_existing(path)
         refuse_unwritable(path)
     picture = load_picture(options.source, options.keep_metadata)
+    check_fits(picture, output.suffix)
     result = _open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
     save_picture(replace(picture, pixels=result.pixels), output)
     _say(f"wrote {output}", sys.stdout)

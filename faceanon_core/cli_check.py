@@ -83,10 +83,12 @@ def split_names(text: str) -> tuple[str, ...]:
 def open_recognisers(options: argparse.Namespace) -> list[FaceRecogniser]:
     """The networks the options name.
 
-    Raises: InputError if none is named beside others.
+    Raises: InputError if none is named beside others, or no similarity is as high as the one allowed.
     """
     from .dlib_recogniser import open_recogniser
 
+    if options.max_similarity is not None and not -1 <= options.max_similarity <= 1:
+        raise InputError(f"max-similarity must be -1 to 1, got {options.max_similarity}")
     if [str(path) for path in options.recogniser] == [_NONE]:
         return []
     if Path(_NONE) in options.recogniser:
@@ -123,6 +125,8 @@ def _run_verify(options: argparse.Namespace) -> int:
     for folder in (options.sources, options.results):
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder")
+    if options.output is not None and not options.output.name:
+        raise InputError(f"{options.output} is a folder; name a file in it for the report")
     reports = [options.output.with_suffix(suffix) for suffix in (".json", ".txt")] if options.output else []
     for path in reports:
         refuse_existing(path)
@@ -152,7 +156,7 @@ def _show_progress(paths: Iterable[Path]) -> Iterable[Path]:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 

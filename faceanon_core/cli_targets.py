@@ -33,12 +33,23 @@ def add_verbs(verbs: Any) -> None:
     synthesize.add_argument("--like", type=Path, help="photograph of the source, for --keep-attributes and --recogniser")
     synthesize.add_argument("--keep-attributes", default="", help="attributes taken from --like, e.g. age,expression,skin")
     synthesize.add_argument("--count", type=int, default=8, help="how many candidates, 1 to 100 (default: 8)")
-    synthesize.add_argument("--seed", type=int, default=0, help="same seed, same faces (default: 0)")
+    synthesize.add_argument("--seed", type=read_seed, default=0, help="same seed, same faces (default: 0)")
     synthesize.add_argument("--save", metavar="NAME", help="add the best, or the one of --pick, to the gallery as NAME")
     synthesize.add_argument("--pick", type=int, help="number of the candidate to save (default: the best)")
     add_gallery(synthesize)
     cli_check.add_recognisers(synthesize)
     synthesize.set_defaults(run=_run_synthesize)
+
+
+def read_seed(text: str, more: str = "") -> int:
+    """A seed on the command line.
+
+    Args:
+        more: what else could stand there, for the error.
+    """
+    if not (text.isdecimal() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"a seed is a whole number of 0 to 2^63 - 1{more}, got {text!r}")
+    return int(text)
 
 
 def add_gallery(parser: argparse.ArgumentParser) -> None:

@@ -43,6 +43,7 @@ _UPRIGHT = {  # by orientation, what undoes how the camera was held
     8: Image.Transpose.ROTATE_90,
 }
 _JPEG = {"quality": 95, "subsampling": 0}
+_LARGEST_PX = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}  # a side of what the encoder takes
 _ENCODING = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}}
 
 
@@ -189,7 +190,7 @@ def encode_picture(picture: Picture, suffix: str, texts: Mapping[str, str] = Map
 
     Raises: InputError if the suffix is unknown or the format cannot hold the picture.
     """
-    check_suffix(suffix)
+    check_fits(picture, suffix)
     suffix = suffix.lower()
     options: dict[str, object] = {**_ENCODING.get(suffix, {}), **picture.metadata}
     if texts:
@@ -197,7 +198,7 @@ def encode_picture(picture: Picture, suffix: str, texts: Mapping[str, str] = Map
     encoded = io.BytesIO()
     try:
         Image.fromarray(picture.pixels).save(encoded, Image.registered_extensions()[suffix], **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"the picture cannot be written as {suffix}: {error}") from error
     return encoded.getvalue()
 
@@ -206,6 +207,18 @@ def check_suffix(suffix: str) -> None:
     """Raises: InputError if no picture can be written under a file ending such as ".png"."""
     if suffix.lower() not in SUFFIXES:
         raise InputError(f"unknown picture format {suffix!r}; use one of {', '.join(SUFFIXES)}")
+
+
+def check_fits(picture: Picture, suffix: str) -> None:
+    """Raises: InputError if a file ending such as ".webp" cannot hold a picture as large as this, or no picture at all."""
+    check_suffix(suffix)
+    height, width = picture.pixels.shape[:2]
+    largest = _LARGEST_PX.get(suffix.lower(), max(height, width))
+    if max(height, width) > largest:
+        raise InputError(
+            f"the picture cannot be written as {suffix}: it is {width}x{height}, and that format holds at most {largest} "
+            "pixels a side; choose .png"
+        )
 
 
 def _png_texts(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:

@@ -155,7 +155,8 @@ def source_attributes(crop: FaceCrop, encoder: DemoEncoder | None, names: tuple[
     Args:
         encoder: None: those that are measured can be had, and no others.
         names: attributes of the vocabulary.
-    Raises: InputError for attributes the encoder does not know, or that need one where there is none.
+    Raises: UnknownNameError for names of no attribute; InputError for attributes the encoder does not know, or that need
+        one where there is none.
     """
     check_learned(names)
     found = {name: value for name, value in measured_attributes(crop).items() if name in names}

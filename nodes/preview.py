@@ -137,8 +137,10 @@ class SeedStrengthSheet:
         check_side(weight, crops, "seam")
         first, source = _first_face(latent, len(crops)), crops[0][1].tensor
         columns, numbers = _strengths(strengths), [(seed + row) % _SEEDS for row in range(seeds)]
-        strongest = comfy_bridge.with_decoder(_at_strength(guidance, max(columns)), vae, model.model)
-        specs = [_at_strength(strongest, strength) for strength in columns]
+        specs = [_at_strength(guidance, strength) for strength in columns]
+        strongest = max(specs, key=lambda spec: spec.settings.strength)
+        decoder = comfy_bridge.with_decoder(strongest, vae, model.model).decoder
+        specs = [replace(spec, decoder=decoder) for spec in specs]
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, len(numbers) * len(specs))
         cells = []

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from faceanon_core.attributes import LEARNED, VOCABULARY, describe, normalise_value, parse_attributes, to_indices
+from faceanon_core.attributes import (
+    LEARNED,
+    VOCABULARY,
+    check_learned,
+    describe,
+    normalise_value,
+    parse_attributes,
+    to_indices,
+)
 from faceanon_core.errors import UnknownNameError
 from faceanon_core.skin import mouth_expression, skin_tone, typology_angle
 
@@ -41,6 +49,11 @@ def test_attributes_are_read_as_people_write_them(text: str, expected: dict[str,
 def test_unknown_attributes_are_refused_with_what_exists(text: str, message: str) -> None:
     with pytest.raises(UnknownNameError, match=message):
         parse_attributes(text)
+
+
+def test_a_list_of_names_is_refused_for_one_that_is_no_attribute() -> None:
+    with pytest.raises(UnknownNameError, match=r"no attribute named 'exprssion' \(did you mean expression\?\); known: sex"):
+        check_learned(["skin", "exprssion"])
 
 
 @pytest.mark.parametrize("attribute", VOCABULARY, ids=lambda a: a.name)

@@ -244,6 +244,7 @@ BAD_OPTIONS = [
     (["--attributes", "female"], "cannot read the attribute 'female'"),
     (["--emphasis", "0"], "emphasis must be 1 to 20"),
     (["--steps", "0"], "steps must be 1 to 1000"),
+    (["--keep-attributes", "exprssion"], "there is no attribute named 'exprssion' (did you mean expression?)"),
     (["--drawn", "1.5"], "drawn must be 0 to 1, got 1.5"),
     (["--strength", "-1"], "guidance strength must be a number of at least 0"),
     (["--strength", "nan"], "guidance strength must be a number of at least 0"),
@@ -269,11 +270,38 @@ def test_a_target_picture_without_a_face_fails_and_writes_nothing(photo, tmp_pat
     assert not (tmp_path / "out.jpg").exists()
 
 
-@pytest.mark.parametrize("words", [["--on-failure", "hide"], ["--preset", "best"], ["--steps", "many"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--on-failure", "hide"], ["--preset", "best"], ["--steps", "many"], ["--seed", "-1"], ["--seed", str(2**63)]],
+)
 def test_arguments_that_cannot_be_read_exit_with_2(photo, tmp_path: Path, words: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         anonymize(photo, tmp_path / "out.jpg", *words)
     assert stopped.value.code == 2
+
+
+def test_the_largest_seed_is_taken_and_a_negative_one_refused_everywhere(photo, tmp_path: Path, capsys) -> None:
+    assert anonymize(photo, tmp_path / "out.jpg", "--seed", 2**63 - 1) == 0
+    with pytest.raises(SystemExit):
+        run("synthesize", "-o", tmp_path / "sheet.png", "--seed", -5)
+    assert "a seed is a whole number of 0 to 2^63 - 1, got '-5'" in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_long_is_one_sentence(photo, tmp_path: Path, capsys) -> None:
+    long = "a" * 300 + ".png"
+    for source, output in ((tmp_path / long, tmp_path / "out.png"), (photo, tmp_path / long)):
+        assert anonymize(source, output) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert said.startswith("faceanon: ") and "cannot be read or written: " in said
+
+
+def test_a_picture_too_wide_for_the_format_is_refused_before_the_work(
+    tmp_path: Path, anonymizer, monkeypatch, capsys
+) -> None:
+    Image.new("RGB", (16400, 64)).save(tmp_path / "wide.png")
+    monkeypatch.setattr(anonymizer, "anonymize", None)
+    assert anonymize(tmp_path / "wide.png", tmp_path / "out.webp") == 2
+    assert "it is 16400x64, and that format holds at most 16383 pixels a side; choose .png" in capsys.readouterr().err
 
 
 def test_an_output_below_a_regular_file_is_refused(photo, tmp_path: Path, capsys) -> None:
@@ -516,7 +544,7 @@ def test_each_picture_of_a_folder_has_a_seed_of_its_own_that_it_also_has_alone_o
     assert np.array_equal(pixels(tmp_path / "same" / "a.png"), pixels(tmp_path / "zero.png"))
     with pytest.raises(SystemExit):
         anonymize(tmp_path / "in", tmp_path / "other", "--seed", "some")
-    assert "a seed is a whole number or each, got 'some'" in capsys.readouterr().err
+    assert "a seed is a whole number of 0 to 2^63 - 1 or each, got 'some'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -546,7 +574,7 @@ def test_a_face_drawn_by_transparency_alone_is_replaced_too(portrait, tmp_path: 
 
 
 def test_the_benchmark_prints_unguided_first_and_ours_last(capsys) -> None:
-    assert run("benchmark", "demo", "--steps", 1, "--runs", 1, "--short") == 0
+    assert run("benchmark", "demo", "--steps", 1, "--runs", 1, "--ways", "unguided,reference,ours") == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[1].strip().split(":")[0] for row in rows[1:]] == ["unguided", "reference", "ours"]
     assert float(rows[1][4]) == 1 and float(rows[3][4]) > 0.5

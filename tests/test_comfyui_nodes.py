@@ -59,6 +59,14 @@ def test_targets_that_fit_neither_faces_nor_people_are_told(demo: dict[str, Any]
             run_node(node, target=[target] * 3, crops=film_crops, **more)
 
 
+def test_an_attribute_to_keep_that_is_none_is_told_with_and_without_an_encoder(demo: dict[str, Any], astronaut: Any) -> None:
+    image, (target, *_) = torch.from_numpy(astronaut).float()[None] / 255, run_node("TargetFace")
+    crops, _ = run_node("CropFaces", image=image, faces=run_node("ParseFaces", image=image)[0])
+    for encoder in ({}, {"encoder": demo["encoder"]}):
+        with pytest.raises(Exception, match=r"there is no attribute named 'exprssion' \(did you mean expression\?\)"):
+            run_node("DemoConditioning", target=target, crops=crops, keep="exprssion", **encoder)
+
+
 def _parts(conditioning: Any) -> list[tuple[float, float]]:
     return [(round(values["start_percent"], 3), round(values["end_percent"], 3)) for _, values in conditioning]
 

@@ -408,6 +408,7 @@ def evaluate(*words: object) -> int:
         (["{root}", "-o", "{tmp}/out", "--baselines", "blurr"], "no baseline 'blurr'; known: blur"),
         (["{root}", "-o", "{tmp}/out", "--attacks", "all"], "no attack 'all'; known: sharpen"),
         (["{root}", "-o", "{tmp}/out", "--baselines", "blur", "--limit", "0"], "limit must be at least 1"),
+        (["{root}", "{tmp}", "-o", "{tmp}/out"], "must not lie among the results; "),
         (["{tmp}/nowhere", "-o", "{tmp}/out", "--baselines", "blur"], "nowhere is no folder"),
         (["{root}", "-o", "{tmp}", "--baselines", "blur"], "holds something else than an evaluation"),
         (["{root}", "-o", "{tmp}/out", "--baselines", "blur"], "none.onnx is missing"),

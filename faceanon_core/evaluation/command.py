@@ -103,6 +103,8 @@ def _check(options: argparse.Namespace) -> None:
     output = options.output.resolve()
     if options.sources.resolve() in (output, *output.parents):
         raise InputError(f"the output {options.output} would lie among the sources; choose another folder")
+    if options.results is not None and options.results.resolve() in (output, *output.parents):
+        raise InputError(f"the report names the sources, so it must not lie among the results; {options.output} does")
     if output.exists() and any(output.iterdir()) and not (output / _SEEN).is_dir():
         raise InputError(f"{options.output} holds something else than an evaluation; choose another folder")
     if options.results is None and not _names(options.baselines) and not _names(options.attacks):
