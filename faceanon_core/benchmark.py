@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .vision_encoders import VisionEncoder
 
 CASES = ("demo", "sd15")
+WAYS = ("unguided", "reference", "kept", "reduced", "seldom", "ours", "unguided-cfg", "ours-cfg")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMPHASIS = 5.0  # of classifier-free guidance; the number itself costs nothing
 # as in the configuration of stable-diffusion-inpainting; the rest are diffusers' defaults, which are SD 1.x's
@@ -76,9 +77,10 @@ class Networks:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to sample: `build` makes the guidance of a run; `than` is the way it is compared with."""
+    """One way to sample: `build` makes the guidance of a run; `than` is the `key` of the way it is compared with."""
 
-    name: str
+    key: str
+    name: str  # in the table
     build: Callable[[], Guidance | None]
     emphasis: bool = False  # classifier-free guidance
     than: str = "unguided"
@@ -109,7 +111,7 @@ class Recomputing:
 
 
 def benchmark(
-    case: str, precision: str | None = None, steps: int = 20, runs: int = 3, short: bool = False, device: str = "cpu",
+    case: str, precision: str | None = None, steps: int = 20, runs: int = 3, ways: Sequence[str] = WAYS, device: str = "cpu",
     longest_s: float = 600,
 ) -> list[str]:  # fmt: skip
     """Measure one case. Returns: the lines of a table in Markdown.
@@ -119,7 +121,7 @@ def benchmark(
         precision: of sd15's weights, fp32 (the default), bf16 or fp16; the reference's guidance is fp32 in any case. The
             demo model has its own: U-Net and guidance in bf16 where the machine has it, the rest in fp32.
         steps: of each image; with 6 the reference's share is a tenth too small, since the last step has no guidance.
-        short: unguided, the reference's way and ours alone, which the goals compare.
+        ways: which of `WAYS` to measure. Some are the same as the one before in some cases, and left out.
         device: torch device, cpu or a CUDA one.
         longest_s: a way whose first image took longer is not run again.
     Raises: InputError for an unknown case, precision or device.
@@ -128,32 +130,30 @@ def benchmark(
     if place.type not in ("cpu", "cuda"):
         raise InputError(f"time and memory are measured on the CPU and on CUDA GPUs, not on {device!r}")
     networks = open_networks(case, precision, place)
-    ways = sampling_ways(networks)
-    if short:
-        ways = [way for way in ways if not way.emphasis and way.name.startswith(("unguided", "reference", "ours"))]
-    _warm_up(networks, ways)
-    measured = {way.name: Measured() for way in ways}
+    if unknown := [key for key in ways if key not in WAYS]:
+        raise InputError(f"there is no way {unknown[0]!r} to sample; it is one of {', '.join(WAYS)}")
+    chosen = [way for way in sampling_ways(networks) if way.key in ways]
+    _warm_up(networks, chosen)
+    measured = {way.key: Measured() for way in chosen}
     for _ in range(runs):
-        for way in ways:  # in turn, so that a slow spell of the machine meets all of them
-            if all(took <= longest_s for took in measured[way.name].runs[:1]):
-                _run(networks, way, steps, measured[way.name])
+        for way in chosen:  # in turn, so that a slow spell of the machine meets all of them
+            if all(took <= longest_s for took in measured[way.key].runs[:1]):
+                _run(networks, way, steps, measured[way.key])
     counted = _counted(runs, "run")
     if any(len(found.runs) < runs for found in measured.values()):
         counted += f" (1 where it took over {longest_s:g} s)"
     title = f"{case}, {networks.size_px} px, {networks.precision}, {steps} steps, {counted}, {machine(place)}"
     stored = ", ".join(f"{name} {size:.0f}" for name, size in networks.weights_mb.items())
-    return [title, "", *table(ways, measured), "", f"Weights in memory, MB: {stored}."]
+    return [title, "", *table(chosen, measured), "", f"Weights in memory, MB: {stored}."]
 
 
 def table(ways: Sequence[Way], measured: dict[str, Measured]) -> list[str]:
     """Markdown rows: medians with the smallest and the largest in brackets."""
     lines = ["| | s per step | s per image | times unguided | peak MB |", "|---|---|---|---|---|"]
     for way in ways:
-        found = measured[way.name]
-        share = median(found.runs) / median(measured[way.than].runs)
-        lines.append(
-            f"| {way.name} | {spread(found.steps)} | {spread(found.runs)} | {share:.2f} | {max(found.peak_mb):.0f} |"
-        )
+        found = measured[way.key]
+        share = f"{median(found.runs) / median(measured[way.than].runs):.2f}" if way.than in measured else "-"
+        lines.append(f"| {way.name} | {spread(found.steps)} | {spread(found.runs)} | {share} | {max(found.peak_mb):.0f} |")
     return lines
 
 
@@ -188,27 +188,30 @@ def sampling_ways(networks: Networks) -> list[Way]:
         return guidance(networks.small_decode)
 
     ways = [
-        Way("unguided", lambda: None),
-        Way("reference: full VAE in fp32, each step, target anew", lambda: Recomputing(full)),
-        Way("+ target features kept", full),
+        Way("unguided", "unguided", lambda: None),
+        Way("reference", "reference: full VAE in fp32, each step, target anew", lambda: Recomputing(full)),
+        Way("kept", "+ target features kept", full),
     ]
     if networks.own_decode is not networks.decode:
         reduced = partial(guidance, networks.own_decode, reuse=1)
-        ways.append(Way(f"+ guidance in {networks.precision}", reduced))
-    small = partial(guidance, networks.small_decode, reuse=1)
+        ways.append(Way("reduced", f"+ guidance in {networks.precision}", reduced))
+    seldom = f"+ one gradient for {GuidanceSettings.reuse} steps"
+    if networks.small_decode is networks.own_decode:
+        ways.append(Way("ours", f"ours: {seldom}", ours))
+    else:
+        ways.append(Way("seldom", seldom, partial(guidance, networks.own_decode)))
+        ways.append(Way("ours", "ours: + small decoder: TAESD (sd15), bf16 (demo)", ours))
     return [
         *ways,
-        Way("+ small decoder: TAESD (sd15), bf16 (demo)", small),
-        Way(f"ours: + one gradient for {GuidanceSettings.reuse} steps", ours),
-        Way("unguided, classifier-free guidance", lambda: None, emphasis=True),
-        Way("ours, classifier-free guidance", ours, emphasis=True, than="unguided, classifier-free guidance"),
+        Way("unguided-cfg", "unguided, classifier-free guidance", lambda: None, emphasis=True),
+        Way("ours-cfg", "ours, classifier-free guidance", ours, emphasis=True, than="unguided-cfg"),
     ]
 
 
 def _warm_up(networks: Networks, ways: Sequence[Way]) -> None:
     """Load kernels and choose algorithms before time is taken; on the CPU, where guidance is slow, the U-Net's alone."""
     for way in ways:
-        if networks.device.type == "cuda" or way.name == "unguided":
+        if networks.device.type == "cuda" or way.key == "unguided":
             _run(networks, way, 2, Measured())  # the second step has no guidance: no noise follows it
 
 
@@ -333,10 +336,10 @@ def _demo(device: torch.device) -> Networks:
     plain = InpaintCond(model.tokens.encode({}), torch.ones(1, 1, size, size, device=device), latent)
     emphasised = replace(plain, opposite=plain.context, emphasis=EMPHASIS)
     decode = model.decode
-    own = "bf16" if has_native_bfloat16(device) else "fp32"
+    own, rough = ("bf16", model.decode_rough) if has_native_bfloat16(device) else ("fp32", decode)
     return Networks(
         lambda x, sigma, emphasis: model.denoise(x, sigma, emphasised if emphasis else plain),
-        decode, decode, model.decode_rough, encoder, latent, model.size_px, f"U-Net and guidance {own}",
+        decode, decode, rough, encoder, latent, model.size_px, f"U-Net and guidance {own}",
         {"U-Net": _size_mb(model.unet), "VAE": _size_mb(model.vae), "encoder of the guidance": _size_mb(encoder)},
     )  # fmt: skip
 

@@ -91,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--steps", type=int, default=20, help="of each image of demo and sd15 (default: 20)")
     benchmark.add_argument("--runs", type=int, default=3, help="of each line (default: 3; 1 of an image over 10 minutes)")
     benchmark.add_argument(
-        "--short", action="store_true", help="of demo and sd15 unguided, the reference's way and ours alone"
-    )
+        "--ways", type=split_names, metavar="WAY,...",
+        help="of demo and sd15: unguided, reference, kept, reduced, seldom, ours, unguided-cfg, ours-cfg (default: all)",
+    )  # fmt: skip
     benchmark.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
     benchmark.set_defaults(run=_run_benchmark)
     demo = verbs.add_parser("demo", help="anonymize a portrait that comes with scikit-image, before and after in one file")
@@ -242,9 +243,9 @@ def _benchmark(options: argparse.Namespace) -> list[str]:
         from .benchmark_pipeline import benchmark_pipeline
 
         return benchmark_pipeline(_demo_portrait(), options.runs, options.device)
-    from .benchmark import benchmark
+    from .benchmark import WAYS, benchmark
 
-    return benchmark(options.case, options.precision, options.steps, options.runs, options.short, options.device)
+    return benchmark(options.case, options.precision, options.steps, options.runs, options.ways or WAYS, options.device)
 
 
 def _demo_portrait() -> Any:

@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from .gallery import make_gallery
 from .labels import label_faces
 from .quality import measure_quality
 from .quality import table as quality_table
+from .results import SETTINGS
 from .unet import UnetSettings, complete_labels, train_unet
 from .vae import VaeSettings, train_vae
 
@@ -70,6 +72,8 @@ def main() -> int:
     parser.add_argument("--checkpoint-every", type=int, default=UnetSettings.checkpoint_every, help="steps of the U-Net")
     parser.add_argument("--minutes", type=float, default=1e9, help="end the U-Net or results after this long")
     parser.add_argument("--limit", type=int, help="how many test faces attributes and quality measure (default: all)")
+    parser.add_argument("--reuse", type=int, help="quality: steps that one gradient serves (default: the pack's)")
+    parser.add_argument("--end", type=float, help="quality: share of the steps after which guidance stops (default: all)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
@@ -166,7 +170,9 @@ def _attributes(options: argparse.Namespace) -> None:
 
 
 def _quality(options: argparse.Namespace) -> None:
-    logging.getLogger(__name__).info("%s", quality_table(_measure(options, measure_quality)))
+    asked = {name: value for name in ("reuse", "end") if (value := getattr(options, name)) is not None}
+    fast = replace(SETTINGS, guidance=replace(SETTINGS.guidance, **asked))
+    logging.getLogger(__name__).info("%s", quality_table(_measure(options, partial(measure_quality, fast=fast))))
 
 
 def _measure(options: argparse.Namespace, measure: Callable[..., dict[str, Any]]) -> dict[str, Any]:
