@@ -26,7 +26,7 @@ from .weights import GALLERY
 
 log = logging.getLogger(__name__)
 
-_INDEX = "gallery.json"
+INDEX = "gallery.json"
 _LINE = 24  # letters in a line under a thumbnail
 _SURE = 0.5  # probability from which the encoder's word is taken
 
@@ -97,7 +97,7 @@ def save_target(target: Target, name: str, folder: Path, taken: Iterable[str] = 
     save_picture(Picture(tensor_to_pixels(target.image)[0]), path)
     partial = folder / "gallery.partial"
     partial.write_text(json.dumps(index | {name: target.attributes}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / _INDEX)
+    partial.replace(folder / INDEX)
     return path
 
 
@@ -113,7 +113,7 @@ def check_new_name(name: str, folder: Path, taken: Iterable[str] = ()) -> None:
 
 
 def _read_index(folder: Path) -> dict[str, Attributes]:
-    path = folder / _INDEX
+    path = folder / INDEX
     if not path.is_file():
         return {}
     try:

@@ -16,7 +16,7 @@ from ..faceanon_core.proportions import CHECKED
 from ..faceanon_core.sketch import DRAWN
 from .convert import CATEGORY, check_found_in, check_pair, from_image, one_by_one, to_pixels
 from .crop import check_cut_from, seams_of, solid_part, stitch_all
-from .folders import model_folders, weights_names, weights_path
+from .folders import file_stamps, model_folders, weights_names, weights_path
 from .sample import GuidedSampler, InpaintFaces
 
 _CARD = -1.0  # as a bound nothing could pass it
@@ -58,6 +58,15 @@ class LoadRecogniser:
                 "also": ("FACE_RECOGNISER", {"tooltip": "From another Load Recogniser: a result then has to pass both."}),
             },
         }
+
+    @classmethod
+    def IS_CHANGED(cls, network: str | None = None, **_: Any) -> Any:
+        """A new network or card under the same name is loaded without a restart. None: the name is linked."""
+        from ..faceanon_core.identity import card_path
+
+        if network is None:
+            return float("nan")  # equal to nothing: load it each time
+        return [] if network == DLIB else file_stamps(weights_path(network), card_path(weights_path(network)))
 
     def load(self, network: str, max_similarity: float, also: Any = ()) -> tuple[Any]:
         recogniser = open_recogniser(DLIB if network == DLIB else weights_path(network))

@@ -60,6 +60,11 @@ def approximate_vae(name: str) -> Path | None:
     return next((Path(folder_paths.get_full_path_or_raise("vae_approx", file)) for file in found), None)
 
 
+def file_stamps(*files: Path) -> list[tuple[int, int] | None]:
+    """When each file was last written and how long it is, None where there is none: for IS_CHANGED."""
+    return [(file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None for file in files]
+
+
 def output_place(prefix: str) -> tuple[Path, str, str]:
     """The folder in ComfyUI's output that a prefix names, what is left of the prefix, and the subfolder for the preview."""
     import folder_paths

@@ -11,6 +11,7 @@ from ..faceanon_core.attributes import parse_attributes
 from ..faceanon_core.crop import FaceCrop
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.target import (
+    INDEX,
     Target,
     choose_target,
     fitting_attributes,
@@ -19,7 +20,7 @@ from ..faceanon_core.target import (
     gallery_target,
 )
 from .convert import CATEGORY, from_pixels, to_image, to_pixels
-from .folders import model_folders, target_galleries
+from .folders import file_stamps, model_folders, target_galleries
 
 AUTOMATIC = "automatic"
 
@@ -73,6 +74,11 @@ class TargetFace:
         if name in (None, AUTOMATIC, *known):
             return True
         return f"there is no target named {name!r}; choose automatic or one of {', '.join(known)}"
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> Any:
+        """A face that Save Target adds is among those to choose from at the next run."""
+        return file_stamps(*(folder / INDEX for folder in target_galleries()))
 
     def pick(
         self, name: str, attributes: str = "", seed: int = 0, crops: Any = None, encoder: Any = None

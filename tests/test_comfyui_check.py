@@ -95,6 +95,19 @@ def test_a_recogniser_without_a_threshold_stops_the_graph(listed: Path) -> None:
     assert load(0.4)[0].limit() == 0.4
 
 
+def test_a_new_card_or_network_is_seen_without_a_restart(listed: Path) -> None:
+    from faceanon_pack_under_test.nodes.check import LoadRecogniser
+
+    given = {"network": "faceanon/MobileFaceNet.onnx", "max_similarity": -1.0, "also": None}  # a link arrives as None
+    stamps = [LoadRecogniser.IS_CHANGED(**given) for _ in range(2)]
+    for name in ("MobileFaceNet.json", "MobileFaceNet.onnx"):
+        (listed / name).write_bytes((listed / name).read_bytes() + b" ")
+        stamps.append(LoadRecogniser.IS_CHANGED(**given))
+    assert stamps[0] == stamps[1] and stamps[1] != stamps[2] != stamps[3]
+    linked = {**given, "network": None}
+    assert LoadRecogniser.IS_CHANGED(**linked) != LoadRecogniser.IS_CHANGED(**linked)
+
+
 # ---- the check ----
 
 

@@ -15,7 +15,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from pack import NAME, ROOT, load_pack
 
-from faceanon_core.target import gallery_index
+from faceanon_core.target import gallery_index, gallery_target, save_target
+from faceanon_core.weights import GALLERY
 
 NODES = load_pack().NODE_CLASS_MAPPINGS
 FROZEN = json.loads((ROOT / "tests" / "node_schema.json").read_text(encoding="utf-8"))
@@ -224,6 +225,16 @@ def test_a_target_is_a_list_and_lists_combine_in_order() -> None:
     (two,) = run("CombineTargets", target_1=chosen[2][0], target_2=chosen[0][0])
     (four,) = run("CombineTargets", target_1=two, target_2=chosen[1][0], target_3=chosen[1][0])
     assert [target.name for target in four] == [names[2], names[0], names[1], names[1]]
+
+
+def test_a_saved_target_is_among_those_to_choose_from_at_the_next_run(tmp_path: Path, monkeypatch) -> None:
+    node = NODES["FaceAnon_TargetFace"]
+    monkeypatch.setattr(sys.modules[node.__module__], "target_galleries", lambda: (tmp_path, GALLERY))
+    inputs = {"name": "automatic", "seed": 0, "crops": None, "encoder": None}  # links arrive as None
+    before = node.IS_CHANGED(**inputs)
+    assert node.IS_CHANGED(**inputs) == before
+    save_target(gallery_target(min(gallery_index())), "mine", tmp_path)
+    assert node.IS_CHANGED(**inputs) != before and "mine" in node.INPUT_TYPES()["required"]["name"][0]
 
 
 def test_the_gallery_output_shows_whom_one_can_choose() -> None:
