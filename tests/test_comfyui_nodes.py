@@ -32,7 +32,7 @@ def film_crops(bridge: Any) -> Any:
     frames = torch.cat([torch.cat([half, half.flip(2)], 2), torch.cat([half, half.flip(2)], 2).roll(5, 2)])
     faces, _, _ = run_node("ParseFaces", image=frames)
     ordered = [sorted(faces[0], key=lambda face: face.box.left), sorted(faces[1], key=lambda face: -face.box.left)]
-    faces, _, people = run_node("TrackFaces", image=frames, faces=ordered)
+    faces, _, people = run_node("TrackFaces", image=frames, faces=type(faces)(ordered, faces.size))
     assert people == 2
     return run_node("CropFaces", image=frames, faces=faces)[0]
 
