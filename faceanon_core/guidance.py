@@ -32,7 +32,7 @@ class TermSettings:
 
     strength: float = 1.0
     start: float = 0.0  # share of the schedule, 0..1, at which the term begins to act
-    end: float = 1.0  # ... and ends; at 0.4 half of the effect is lost
+    end: float = 1.0  # ... and ends; at 0.4 three quarters of the effect are lost
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
