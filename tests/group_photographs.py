@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from faceanon_core.check import NEAR_COPY, likeness
 from faceanon_core.faces import Scan
 from faceanon_core.geometry import Box
+from faceanon_core.likeness import NEAR_COPY, likeness
 from faceanon_core.pipeline import Anonymizer, Result, Settings
 from faceanon_core.training.data import FaceSet
 

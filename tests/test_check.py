@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faceanon_core.check import NEAR_COPY, check_picture
+from faceanon_core.check import check_picture
 from faceanon_core.errors import ShapeError
 from faceanon_core.faces import Scan, Unfitted
 from faceanon_core.identity import LAYOUTS, Card, Recogniser
+from faceanon_core.likeness import NEAR_COPY
 from faceanon_core.pipeline import Anonymizer, Settings, redact_face
 
 Pixels = np.ndarray
