@@ -124,14 +124,14 @@ def benchmark(
         ways: which of `WAYS` to measure. Some are the same as the one before in some cases, and left out.
         device: torch device, cpu or a CUDA one.
         longest_s: a way whose first image took longer is not run again.
-    Raises: InputError for an unknown case, precision or device.
+    Raises: InputError for an unknown case, precision, way or device.
     """
     place = usable_device(device)
     if place.type not in ("cpu", "cuda"):
         raise InputError(f"time and memory are measured on the CPU and on CUDA GPUs, not on {device!r}")
-    networks = open_networks(case, precision, place)
     if unknown := [key for key in ways if key not in WAYS]:
         raise InputError(f"there is no way {unknown[0]!r} to sample; it is one of {', '.join(WAYS)}")
+    networks = open_networks(case, precision, place)
     chosen = [way for way in sampling_ways(networks) if way.key in ways]
     _warm_up(networks, chosen)
     measured = {way.key: Measured() for way in chosen}

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli_check, cli_engine, cli_targets
 from .attributes import parse_attributes
-from .cli_check import split_names
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, fill_folder, make_namer, names_sources, refuse_unwritable, remove_leftovers
 from .image import SUFFIXES, Picture, check_fits, check_suffix, load_picture, refuse_existing, save_picture
+from .names import split_names
 from .sources import find_sources
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 from .folder import NAMES, make_namer
 from .image import refuse_existing
+from .names import split_names
 
 if TYPE_CHECKING:
     from .identity import FaceRecogniser
@@ -73,11 +74,6 @@ def _is_whole_face(options: argparse.Namespace) -> bool:
     from .regions import RegionChoice
 
     return kept_region_warning(RegionChoice(split_names(options.regions), split_names(options.keep))) is None
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """The names in a list with commas; white space around them does not count."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def open_recognisers(options: argparse.Namespace) -> list[FaceRecogniser]:

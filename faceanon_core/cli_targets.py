@@ -11,6 +11,7 @@ from . import cli_check
 from .attributes import VOCABULARY, Attributes, describe, parse_attributes
 from .errors import InputError, NoFaceError
 from .image import Picture, load_picture, refuse_existing, save_picture
+from .names import split_names
 from .optional import model_folder
 from .weights import GALLERY
 
@@ -122,7 +123,7 @@ def _source_and_attributes(
     from .crop import crop_face
     from .target import source_attributes
 
-    kept = tuple(name.strip() for name in options.keep_attributes.split(",") if name.strip())
+    kept = split_names(options.keep_attributes)
     asked = parse_attributes(options.attributes)
     if options.like is None:
         if kept or options.recogniser:

@@ -61,7 +61,7 @@ def from_image(image: Tensor, name: str = "image") -> Tensor:
     if planes.numel() and planes.min() >= -_OVERSHOOT and planes.max() <= 1 + _OVERSHOOT:
         planes = planes.clamp(0, 1)
     check_image(planes, name)
-    return planes.clamp(0, 1)
+    return planes
 
 
 def to_image(planes: Tensor) -> Tensor:

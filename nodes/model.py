@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from ..faceanon_core.attributes import check_learned, parse_attributes
+from ..faceanon_core.names import split_names
 from .convert import ASKED_SKIN, CATEGORY
 from .folders import weights_names, weights_path
 
@@ -78,7 +79,7 @@ class DemoConditioning:
         asked, sources = parse_attributes(attributes), [crop for _, crop in crops]
         check_learned(asked)
         targets = for_each_face(target, sources, "target")
-        kept = tuple(name.strip() for name in keep.split(",") if name.strip())
+        kept = split_names(keep)
         with contextlib.nullcontext() if encoder is None else comfy_bridge.ready_encoder(encoder) as network:
             told = [new_face_attributes(crop, one, asked, kept, network) for crop, one in zip(sources, targets, strict=True)]
         positive = comfy_bridge.demo_conditioning([attributes for attributes, _ in told])

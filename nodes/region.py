@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.leakage import kept_region_warning
+from ..faceanon_core.names import split_names
 from ..faceanon_core.regions import COMBINATIONS, PaintedMask, RegionChoice, region_mask
 from .convert import CATEGORY, from_mask, match_batch
 
@@ -95,7 +96,7 @@ class RegionMask:
 
         parser = parser or LandmarkParser()
         wanted = tuple(name for name in _TOGGLES if toggles[name])
-        choice = RegionChoice((*wanted, *_names(also)), _names(keep), grow, feather)
+        choice = RegionChoice((*wanted, *split_names(also)), split_names(keep), grow, feather)
         if (warning := kept_region_warning(choice)) is not None:
             log.warning("Region Mask: %s", warning)
         masks = []
@@ -110,10 +111,6 @@ class RegionMask:
         pictures = torch.cat([crop.tensor for _, crop in crops]).permute(0, 2, 3, 1)  # BCHW -> BHWC
         red = torch.tensor([1.0, 0.2, 0.2])
         return core, seam, pictures * (1 - 0.5 * seam[..., None]) + 0.5 * seam[..., None] * red
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _painted(painted: Tensor | None, combine: str, crops: Any) -> list[PaintedMask | None]:

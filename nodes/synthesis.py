@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..faceanon_core.attributes import VOCABULARY, Attributes, check_consistent, describe, parse_attributes, prompt
 from ..faceanon_core.errors import InputError
+from ..faceanon_core.names import split_names
 from .convert import CATEGORY, from_pixels, one_by_one, to_image, to_pixels
 from .folders import model_folders, own_gallery, target_galleries
 
@@ -53,7 +54,7 @@ class TargetPrompt:
 
 
 def _kept(names: str, crops: Any, encoder: Any) -> Attributes:
-    wanted = tuple(name.strip() for name in names.split(",") if name.strip())
+    wanted = split_names(names)
     if not wanted:
         return {}
     if crops is None or encoder is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
+from ..names import split_names
 
 if TYPE_CHECKING:
     from .attacks import Bench
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         rows += measured
         sys.stdout.write(identity_text(method.name, figures["methods"][method.name]["identity"]))
         write_report(figures, rows, methods, gallery, options.output)
-    for name in _names(options.attacks):
+    for name in split_names(options.attacks):
         lines = run_attack(name, bench, methods)
         if lines:
             figures["attacks"][name] = lines
@@ -107,20 +108,16 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"the report names the sources, so it must not lie among the results; {options.output} does")
     if output.exists() and any(output.iterdir()) and not (output / _SEEN).is_dir():
         raise InputError(f"{options.output} holds something else than an evaluation; choose another folder")
-    if options.results is None and not _names(options.baselines) and not _names(options.attacks):
+    if options.results is None and not split_names(options.baselines) and not split_names(options.attacks):
         raise InputError("there is nothing to measure: name a folder of results, or --baselines, or --attacks")
     if options.limit is not None and options.limit < 1:
         raise InputError(f"limit must be at least 1, got {options.limit}")
     for option, known in (("baselines", BASELINES), ("attacks", tuple(ATTACKS))):
-        unknown = [name for name in _names(getattr(options, option)) if name not in known]
+        unknown = [name for name in split_names(getattr(options, option)) if name not in known]
         if unknown:
             raise InputError(f"there is no {option[:-1]} {unknown[0]!r}; known: {', '.join(known)}")
     if len({path.stem for path in options.recogniser}) < len(options.recogniser):
         raise InputError("two recognisers have the same file name; give them different ones")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 class _Network(NamedTuple):
@@ -183,7 +180,7 @@ def _methods(options: argparse.Namespace, bench: Bench) -> Iterator[Method]:
 
     if options.results is not None:
         yield find_results(options.results, bench.gallery.names)
-    for name in _names(options.baselines):
+    for name in split_names(options.baselines):
         yield run_baseline(name, bench.workshop)
 
 
