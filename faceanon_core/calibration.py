@@ -15,7 +15,8 @@ from .errors import InputError
 from .faces import FaceDetector
 from .geometry import FloatArray
 from .identity import CHECK_FAR, Card, Recogniser
-from .image import list_pictures, load_picture
+from .image import load_picture
+from .sources import find_sources
 
 RATES = (CHECK_FAR, 0.001)  # false-accept rates that are measured
 MIN_ACCEPTS = 10  # pairs above the threshold a rate must rest on; fewer, and the next set of faces gives another threshold
@@ -24,7 +25,7 @@ MIN_RECOGNISED = 0.95  # of the faces, in darker and coarser copies; a network f
 
 @dataclass(frozen=True)
 class Calibration:
-    """A card, the rates that could not be measured and why, and the two pictures of different people most alike."""
+    """A card, the rates and files left out and why, and the two pictures of different people most alike."""
 
     card: Card
     left_out: list[str]
@@ -37,11 +38,13 @@ def calibrate(recogniser: Recogniser, folder: Path, watch: Callable[[Iterable[Pa
     Args:
         folder: pictures, each of another person; or a subfolder for every person. The largest face of each counts.
         watch: wraps the pictures as they are read, to show progress.
-    Returns: thresholds at `RATES`, those left out that rest on fewer than `MIN_ACCEPTS` pairs.
+    Returns: thresholds at `RATES`; left out are those that rest on fewer than `MIN_ACCEPTS` pairs, and what cannot be read.
     Raises: InputError if there are too few people for the larger rate, or the network does not know a face in a darker and
         coarser copy of its own picture, as with a wrong layout.
     """
-    paths, people, before, copies = _embed_folder(recogniser, folder, watch)
+    folder = folder.resolve()
+    found = find_sources(folder)
+    paths, people, before, copies = _embed_folder(recogniser, folder, watch(found.pictures), found.unread)
     different = np.triu(np.not_equal.outer(people, people), 1) if people else np.zeros((0, 0), bool)
     pairs = int(different.sum())
     if pairs * CHECK_FAR < MIN_ACCEPTS:
@@ -57,6 +60,7 @@ def calibrate(recogniser: Recogniser, folder: Path, watch: Callable[[Iterable[Pa
         for rate in RATES
         if rate not in thresholds
     ]
+    left_out += [f"{path.relative_to(folder).as_posix()}: {why}" for path, why in found.unread.items()] + found.notes
     known = float(((before * copies).sum(1) > thresholds[CHECK_FAR]).mean())
     if known < MIN_RECOGNISED:
         raise InputError(
@@ -76,13 +80,20 @@ def _measured(pictures: int, people: list[str], pairs: int) -> dict[str, str | i
 
 
 def _embed_folder(
-    recogniser: Recogniser, folder: Path, watch: Callable[[Iterable[Path]], Iterable[Path]]
+    recogniser: Recogniser, folder: Path, pictures: Iterable[Path], unread: dict[Path, str]
 ) -> tuple[list[Path], list[str], NDArray[np.float32], NDArray[np.float32]]:
-    """Pictures with a face, whose they are, and the embeddings (N, D) of their faces and of degraded copies."""
+    """Pictures with a face, whose they are, and the embeddings (N, D) of their faces and of degraded copies.
+
+    Those that cannot be read are added to `unread`.
+    """
     paths, people, rows = [], [], []
     with FaceDetector() as detector:
-        for path in watch(list(list_pictures(folder))):
-            pixels = load_picture(path).pixels
+        for path in pictures:
+            try:
+                pixels = load_picture(path).pixels
+            except InputError as error:
+                unread[path] = str(error)
+                continue
             faces = detector.detect(pixels)
             if faces:
                 rows.append(_embed_twice(recogniser, pixels, faces[0].landmarks))

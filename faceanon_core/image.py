@@ -11,7 +11,7 @@ import io
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -244,14 +244,6 @@ def write_file(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def list_pictures(folder: Path) -> Iterator[Path]:
-    """Every picture file below a folder, in the order of names; hidden files, and those in hidden folders, are none."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
-            yield path
 
 
 def refuse_existing(path: Path) -> None:

@@ -31,7 +31,7 @@ class Sources:
     notes: list[str] = field(default_factory=list)
 
 
-def find_sources(folder: Path, results: Path) -> Sources:
+def find_sources(folder: Path, results: Path | None = None) -> Sources:
     """Search a folder and all below it, but not its `results`, nor those of earlier runs. Both paths are resolved ones."""
     found, others = Sources(), Counter[str]()
 

@@ -267,6 +267,17 @@ def test_nothing_is_looked_at_twice_and_a_changed_file_is(embedder, root, tmp_pa
     assert embedder.asked > asked + len(PEOPLE)  # another network of that name
 
 
+def test_what_cannot_be_read_is_named_and_results_are_no_sources(observer, root, tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    shutil.copytree(root, sources)
+    shutil.copytree(root, sources / "out")
+    (sources / "broken.jpg").write_bytes(b"no picture")
+    (sources / "photo.heic").touch()
+    gallery = Gallery(sources, observer, sources / "out")
+    assert len(gallery.faces) == len(PEOPLE)
+    assert gallery.unread.keys() == {"broken.jpg", "photo.heic"}
+
+
 def test_a_cut_off_run_makes_only_what_is_missing(root, tmp_path: Path) -> None:
     inputs = {path.name: [path] for path in sorted(root.glob("*.jpg"))[:3]}
     made: list[int] = []

@@ -16,9 +16,9 @@ from faceanon_core.calibration import calibrate
 from faceanon_core.cli import _fingerprint, main
 from faceanon_core.errors import AnonymizationError, InputError, WeightsError
 from faceanon_core.identity import LAYOUTS, Card, Recogniser, Verdict, card_text, content_hash, read_card
-from faceanon_core.image import list_pictures
 from faceanon_core.pipeline import Anonymizer, Settings
 from faceanon_core.retry import Push, push_harder
+from faceanon_core.sources import find_sources
 from faceanon_core.training.data import FaceSet
 
 QUICK = Settings(steps=2)
@@ -261,17 +261,19 @@ def test_calibration_writes_a_card_that_the_check_then_uses(own_copy: Path, peop
 def test_the_threshold_is_exceeded_by_the_stated_share_of_pairs(network: Path, people: Path, anonymizer) -> None:
     recogniser = Recogniser(network)
     bound = calibrate(recogniser, people).card.thresholds[0.01]
-    pictures = [np.asarray(Image.open(path)) for path in list_pictures(people)]
+    pictures = [np.asarray(Image.open(path)) for path in find_sources(people).pictures]
     rows = np.stack([recogniser.embed(p, anonymizer.detector.detect(p)[0].landmarks) for p in pictures])
     scores = (rows @ rows.T)[np.triu_indices(50, 1)]
     assert (scores > bound).sum() == 12  # of 1225
 
 
 @pytest.mark.faces
-def test_pictures_of_one_person_in_a_subfolder_are_no_pairs_of_different_people(
+def test_pictures_of_one_person_are_no_pairs_and_what_cannot_be_read_is_named(
     network: Path, people: Path, tmp_path: Path
 ) -> None:
-    for i, path in enumerate(list_pictures(people)):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "photo.heic").touch()
+    for i, path in enumerate(find_sources(people).pictures):
         (tmp_path / f"person {i}").mkdir()
         shutil.copy(path, tmp_path / f"person {i}" / "one.png")
         if i < 10:
@@ -280,6 +282,7 @@ def test_pictures_of_one_person_in_a_subfolder_are_no_pairs_of_different_people(
     assert measured.card.measured["people"] == 50 and measured.card.measured["pictures"] == 60
     assert measured.card.measured["pairs"] == 60 * 59 // 2 - 10
     assert measured.most_alike[2] < 0.99
+    assert {line.partition(":")[0] for line in measured.left_out if "read" in line} == {"broken.png", "photo.heic"}
 
 
 @pytest.mark.faces

@@ -56,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
 
     networks = [_open_network(path) for path in options.recogniser]
     observer = _observer(networks, options)
-    gallery = Gallery(options.sources, observer)
+    gallery = Gallery(options.sources, observer, options.results)
+    sys.stderr.writelines(f"not measured: {name}: {why}\n" for name, why in gallery.unread.items())
+    sys.stderr.writelines(f"{note}\n" for note in gallery.notes)
     thresholds = {network.name: find_thresholds(gallery, network.name, network.thresholds) for network in networks}
     bench = Bench(_workshop(options, gallery), gallery, observer, thresholds)
     methods: list[Method] = []
@@ -192,6 +194,7 @@ def _made_with(bench: Bench) -> Figures:
     return {
         "sources": len(bench.gallery.names),
         "source_faces": len(bench.gallery.faces),
+        "unread": bench.gallery.unread,
         "without_face": [name for name in bench.gallery.names if not bench.gallery.of(name)],
         "thresholds": thresholds,
         "features": bench.observer.features.name,

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..image import SUFFIXES, list_pictures
+from ..image import SUFFIXES
+from ..sources import find_sources
 from . import measures
 from .measures import share_with_interval
 from .observe import Observer, Seen
@@ -48,18 +49,28 @@ class Threshold:
 class Gallery:
     """Every face of the sources: what results are compared with, and the crowd in which they are searched.
 
-    Every face is taken for another person.
+    Every face is taken for another person. `names` are those of the pictures that could be read, `unread` says why others
+    could not, and `notes` what was left alone.
 
     Args:
         root: folder with the sources, searched recursively.
+        results: a folder that is not searched.
     Raises: InputError if there are fewer than two faces.
     """
 
-    def __init__(self, root: Path, observer: Observer) -> None:
-        self.root = root
-        self.names = [path.relative_to(root).as_posix() for path in list_pictures(root)]
-        bar = tqdm(self.names, desc="sources", unit="picture", disable=None)
-        self._by_picture = {name: observer.sources(root / name) for name in bar}
+    def __init__(self, root: Path, observer: Observer, results: Path | None = None) -> None:
+        self.root = root.resolve()
+        found = find_sources(self.root, results and results.resolve())
+        self.unread = {path.relative_to(self.root).as_posix(): why for path, why in found.unread.items()}
+        self.notes = found.notes
+        self._by_picture: dict[str, list[Seen]] = {}
+        for path in tqdm(found.pictures, desc="sources", unit="picture", disable=None):
+            name = path.relative_to(self.root).as_posix()
+            try:
+                self._by_picture[name] = observer.sources(path)
+            except InputError as error:
+                self.unread[name] = str(error)
+        self.names = list(self._by_picture)
         self.faces = [(name, number, seen) for name, faces in self._by_picture.items() for number, seen in enumerate(faces)]
         if len(self.faces) < 2:
             raise InputError(f"{root} shows {len(self.faces)} faces; measuring needs those of at least two people")
