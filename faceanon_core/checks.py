@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .errors import InputError, ShapeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MAX_PIXELS = 80_000_000  # 8k by 8k holds 67 million; beyond that memory, not the method, is the limit
 MIN_SIDE_PX = 64
@@ -53,6 +56,8 @@ def check_size(width: int, height: int) -> None:
 
 def usable_device(name: str) -> torch.device:
     """The torch device of that name. Raises: InputError where there is none here."""
+    import torch  # not at the top, so that the command line starts without it
+
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -64,7 +69,7 @@ def _check_values(tensor: Tensor, name: str) -> None:
         raise InputError(f"{name} must hold floats in 0..1, got {tensor.dtype}")
     if tensor.numel() == 0:
         raise InputError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
-    if not bool(torch.isfinite(tensor).all()):
+    if not bool(tensor.isfinite().all()):
         raise InputError(f"{name} holds NaN or infinite values; find the node that made them")
     low, high = float(tensor.min()), float(tensor.max())
     if low < -1e-3 or high > 1 + 1e-3:
