@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .faces import FaceDetector
 from .geometry import FloatArray
-from .identity import CHECK_FAR, Card, Recogniser
+from .identity import CHECK_FAR, MIN_ACCEPTS, RATES, Card, Recogniser, threshold_at
 from .image import load_picture
 from .sources import find_sources
 
-RATES = (CHECK_FAR, 0.001)  # false-accept rates that are measured
-MIN_ACCEPTS = 10  # pairs above the threshold a rate must rest on; fewer, and the next set of faces gives another threshold
 MIN_RECOGNISED = 0.95  # of the faces, in darker and coarser copies; a network fed the wrong way knows fewer
 
 
@@ -53,8 +51,7 @@ def calibrate(recogniser: Recogniser, folder: Path, watch: Callable[[Iterable[Pa
             f"{MIN_ACCEPTS / CHECK_FAR:.0f} (pictures of 46 people give 1035)"
         )
     scores = before @ before.T
-    ordered = np.sort(scores[different])[::-1]
-    thresholds = {rate: float(ordered[int(rate * pairs)]) for rate in RATES if rate * pairs >= MIN_ACCEPTS}
+    thresholds = {rate: threshold_at(scores[different], rate) for rate in RATES if rate * pairs >= MIN_ACCEPTS}
     left_out = [
         f"{rate:.1%} false accepts cannot be measured on {pairs} pairs; it takes {MIN_ACCEPTS / rate:.0f}"
         for rate in RATES

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     anonymize.set_defaults(run=_run_anonymize)
     cli_targets.add_verbs(verbs)
     download = verbs.add_parser("download", help="fetch an optional model and check that it is the right one")
-    download.add_argument("name", help="face_landmarker")
+    download.add_argument("name", help="face_landmarker or yunet")
     download.add_argument("-o", "--output", type=Path, help="folder (default: ~/.faceanon, or what FACEANON_MODELS names)")
     download.set_defaults(run=_run_download)
     add_evaluate(verbs)

@@ -52,7 +52,7 @@ class AttributeEncoder(Protocol):
 
 
 class DemoEncoder(nn.Module):
-    """A small convolutional stem and three transformer layers over 8x8 patches of a 128 px face crop (1.9M weights).
+    """A small convolutional stem and three transformer layers over 8x8 patches of a 128 px face crop (2.9M weights).
 
     Trained on attributes, landmarks and instance discrimination, on clean, blurred and noisy crops, so that its
     gradient is of use on half-denoised images.

@@ -24,6 +24,17 @@ from .errors import InputError, WeightsError
 from .geometry import ARCFACE_PX, FloatArray, arcface_alignment
 
 CHECK_FAR = 0.01  # false-accept rate whose threshold decides; the stricter of the two that are measured
+RATES = (CHECK_FAR, 0.001)
+MIN_ACCEPTS = 10  # pairs above the threshold a rate must rest on; fewer, and the next set of faces gives another threshold
+
+
+def threshold_at(scores: NDArray[np.float32], far: float) -> float:
+    """The lowest similarity that no more than the share `far` of the pairs of different people exceeds.
+
+    Args:
+        scores: (N,) similarities of such pairs, at least one.
+    """
+    return float(np.sort(scores)[::-1][int(far * len(scores))])
 
 
 @dataclass(frozen=True)

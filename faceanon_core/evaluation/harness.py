@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..identity import MIN_ACCEPTS, RATES, threshold_at
 from ..image import SUFFIXES
 from ..sources import find_sources
 from . import measures
 from .measures import share_with_interval
 from .observe import Observer, Seen
 
-FARS = (0.01, 0.001)
-PAIRS_PER_ACCEPT = 10  # a threshold needs this many pairs of different people over its rate of false accepts
 Row = dict[str, Any]
 Figures = dict[str, Any]
 
@@ -107,20 +106,19 @@ def find_results(folder: Path, names: list[str]) -> Method:
 
 
 def find_thresholds(gallery: Gallery, network: str, calibrated: dict[float, float]) -> dict[float, Threshold]:
-    """Thresholds at `FARS`: calibrated ones where there are any, else of all pairs of sources.
+    """Thresholds at `RATES`: calibrated ones where there are any, else of all pairs of sources.
 
     Args:
         calibrated: similarities by rate of false accepts, from the network's card.
     """
-    embeddings = gallery.embeddings(network)
-    pairs = len(embeddings) * (len(embeddings) - 1) // 2
+    scores = measures.impostor_scores(gallery.embeddings(network))
     found = {}
-    for far in FARS:
+    for far in RATES:
         if far in calibrated:
             found[far] = Threshold(calibrated[far], "the network's calibration card")
             continue
-        few = "" if pairs * far >= PAIRS_PER_ACCEPT else ", too few for this rate: take it as a rough bound"
-        found[far] = Threshold(measures.threshold_at(embeddings, far), f"{pairs} pairs of different sources{few}")
+        few = "" if len(scores) * far >= MIN_ACCEPTS else ", too few for this rate: take it as a rough bound"
+        found[far] = Threshold(threshold_at(scores, far), f"{len(scores)} pairs of different sources{few}")
     return found
 
 

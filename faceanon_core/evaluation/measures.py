@@ -33,15 +33,6 @@ _EYES = (  # outline, outer corner, inner corner, upper and lower lid, iris
 )
 
 
-def threshold_at(embeddings: NDArray[np.float32], far: float) -> float:
-    """Similarity that the share `far` of the pairs of different people exceeds.
-
-    Args:
-        embeddings: (N, D) unit norm, N >= 2, one face of every person.
-    """
-    return float(np.quantile(impostor_scores(embeddings), 1 - far))
-
-
 def impostor_scores(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cosines of all pairs of (N, D) unit-norm embeddings of different people, (N (N - 1) / 2,)."""
     scores: NDArray[np.float32] = (embeddings @ embeddings.T)[np.triu_indices(len(embeddings), 1)]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.measures import threshold_at
+from ..evaluation.measures import impostor_scores
 from ..geometry import FloatArray
-from ..identity import Recogniser
+from ..identity import CHECK_FAR, Recogniser, threshold_at
 from .data import FaceSet
 
 
@@ -31,7 +31,7 @@ class Crowd:
         self._sources = np.stack([recogniser.embed(faces.image(i), faces.landmarks[i]) for i in range(len(faces))])
         self.groups = self.group_of(faces)
         parts = {group: self._sources[np.array(self.groups) == group] for group in sorted(set(self.groups))}
-        self.thresholds = {group: threshold_at(part, 0.01) for group, part in parts.items()}
+        self.thresholds = {group: threshold_at(impostor_scores(part), CHECK_FAR) for group, part in parts.items()}
 
     @staticmethod
     def group_of(faces: FaceSet) -> list[str]:
