@@ -94,8 +94,9 @@ class IdentityCheck:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "source": ("IMAGE", {"tooltip": "The pictures as they were, for example from Load Image."}),
+                # first, since a bypassed node hands on the input beside its output: never the source
                 "result": ("IMAGE", {"tooltip": "The same pictures after Stitch Faces; same size and batch as source."}),
+                "source": ("IMAGE", {"tooltip": "The pictures as they were, for example from Load Image."}),
                 "recogniser": _RECOGNISER,
                 "on_failure": (
                     _POLICIES,
@@ -114,7 +115,7 @@ class IdentityCheck:
         }
 
     def check(
-        self, source: Tensor, result: Tensor, recogniser: Any, on_failure: str, faces: Any = None
+        self, result: Tensor, source: Tensor, recogniser: Any, on_failure: str, faces: Any = None
     ) -> tuple[Tensor, str, bool, list[Any]]:
         from ..faceanon_core.check import check_picture
         from ..faceanon_core.faces import FaceDetector, Scan

@@ -77,14 +77,15 @@ class StitchFaces:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
+                # first, since a bypassed node hands on the input beside its output: never the source
+                "result": ("IMAGE", {"tooltip": "One regenerated crop per face, for example from VAE Decode."}),
                 "image": ("IMAGE", {"tooltip": "The pictures the crops were cut from."}),
                 "crops": ("FACE_CROP", {"tooltip": "From Crop Faces."}),
-                "result": ("IMAGE", {"tooltip": "One regenerated crop per face, for example from VAE Decode."}),
                 "seam": ("MASK", {"tooltip": "Blend weight per crop: 1 takes the result, 0 leaves the picture untouched."}),
             }
         }
 
-    def stitch(self, image: Tensor, crops: Any, result: Tensor, seam: Tensor) -> tuple[Tensor]:
+    def stitch(self, result: Tensor, image: Tensor, crops: Any, seam: Tensor) -> tuple[Tensor]:
         from ..faceanon_core.judge import check_changed
 
         results, seams = from_image(result, "result"), seams_of(crops, seam)

@@ -29,8 +29,9 @@ class BeforeAfter:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "before": ("IMAGE", {"tooltip": "The pictures as they were, for example from Load Image."}),
+                # first, since a bypassed node hands on the input beside its output: never the source
                 "after": ("IMAGE", {"tooltip": "The same pictures after Stitch Faces; same size and batch as before."}),
+                "before": ("IMAGE", {"tooltip": "The pictures as they were, for example from Load Image."}),
             }
         }
 

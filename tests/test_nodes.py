@@ -79,6 +79,15 @@ def test_saved_workflows_keep_working(node_id: str) -> None:
     assert schema(node_id) == FROZEN[node_id]
 
 
+@pytest.mark.parametrize("node_id", ["StitchFaces", "IdentityCheck", "BeforeAfter", "ReportPreview"])
+def test_a_bypassed_node_hands_on_its_result_and_not_the_source(node_id: str) -> None:
+    """The editor takes the input of an output's place if it is of its type, else the first that is."""
+    node = FROZEN["FaceAnon_" + node_id]
+    names, kinds = zip(*(row[:2] for part in ("required", "optional") for row in node[part]), strict=True)
+    slot = node["outputs"].index("IMAGE")
+    assert names[slot if kinds[slot] == "IMAGE" else kinds.index("IMAGE")] in ("result", "after")
+
+
 def test_the_pictures_of_the_help_pages_are_there_small_and_all_shown() -> None:
     pages = [page.read_text(encoding="utf-8") for page in (ROOT / "web" / "docs").rglob("*.md")]
     shown = {name for page in pages for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)}
