@@ -42,13 +42,14 @@ def replaced_likeness(before: NDArray[np.uint8], after: NDArray[np.uint8], outli
     """`likeness` of what was replaced alone, without the rim, where what stays shows through.
 
     Args:
-        replaced: (1, 1, S, S), 1 where a new face was to take the old one's place.
+        replaced: (1, 1, S, S), above 0 where a new face was to take the old one's place.
     Returns: 0 where too little of the outline was replaced to say anything, as with single regions.
     """
-    solid = cv2.resize(replaced[0, 0].float().cpu().numpy(), (_FINE_PX, _FINE_PX), interpolation=cv2.INTER_AREA) > 0.999
+    new = (replaced[0, 0].cpu().numpy() > 0).astype(np.float32)
+    whole = cv2.resize(new, (_FINE_PX, _FINE_PX), interpolation=cv2.INTER_AREA) > 0.999
     rim = np.ones((_RIM, _RIM), np.uint8)
     inside = _inside(before, outline)
-    counted = inside & (cv2.erode(solid.astype(np.uint8), rim) > 0)
+    counted = inside & (cv2.erode(whole.astype(np.uint8), rim) > 0)
     if counted.sum() < _ENOUGH * inside.sum():
         return 0.0
     return _correlation(_fine_structure(before)[counted], _fine_structure(after)[counted])

@@ -26,7 +26,7 @@ from .diffusion import DemoModel, InpaintCond, last_sigma
 from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
-from .geometry import Box, arcface_alignment
+from .geometry import FACE_OVAL, Box, arcface_alignment
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .identity import FaceRecogniser, Verdict
 from .image import load_picture
@@ -36,7 +36,7 @@ from .light import Plane, in_tone, skin_light
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import CHECKED, UNCHECKED, change_proportions
 from .recognition import RecognitionNetwork
-from .regions import RegionChoice, RegionMask, latent_mask, region_mask
+from .regions import RegionChoice, RegionMask, latent_mask, region_mask, share_left
 from .retry import TRY_SEED, Push, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
 from .sketch import DRAWN, face_sketch, hide_face
@@ -54,6 +54,7 @@ from .weights import ASSETS, GALLERY
 
 log = logging.getLogger(__name__)
 
+_MOST = 0.75  # of a face that no region was asked to keep of
 AWAY = 0.25  # of the default guidance: hides the source, costs likeness of expression
 Policy = Literal["error", "redact", "keep"]
 Start = Literal["source", "noise"]
@@ -245,8 +246,10 @@ class Anonymizer:
             recogniser.limit(settings.max_similarity)
         if settings.away_identity.strength > 0 and self._recognition is None:
             raise InputError("pushing away from the source's identity needs a recognition network; name its weights")
-        region_labels(settings.regions.regenerate, self.parser)
         region_labels(settings.regions.keep, self.parser)
+        if not region_labels(settings.regions.regenerate, self.parser) & region_labels(("face",)):
+            named = ", ".join(settings.regions.regenerate) or "none"
+            raise InputError(f"the regions asked for ({named}) leave the whole face as it is; add face or parts of it")
         self._warn(settings.regions)
         if settings.target is not None:
             self._named_target(settings.target)
@@ -336,6 +339,9 @@ class Anonymizer:
     ) -> tuple[NDArray[np.uint8], FaceReport]:  # fmt: skip
         crop = crop_face(image, face, self.model.size_px)
         mask = region_mask(self.parser.parse(crop.pixels, crop.landmarks), settings.regions, self.parser)
+        left = share_left(mask.core, crop.landmarks[list(FACE_OVAL)])
+        if left > _MOST and kept_region_warning(settings.regions) is None:
+            raise AnonymizationError(f"the face parser takes {left:.0%} of the face for something else, which would stay")
         seed = settings.seed + (0 if settings.same_seed else index)
         target = self.find_target(settings, crop, seed, used)
         readout: list[dict[str, float]] = []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checks import check_mask
 from .errors import InputError, UnknownNameError
+from .geometry import FloatArray, filled_polygon
 from .parsing import INDEX, FaceParser, LabelMap, region_labels
 
 KEEP_DILATION_PX = 7  # square at REFERENCE_PX, METHOD.md "Mask"
@@ -88,6 +89,17 @@ def region_mask(
         raise InputError(_why_empty(painted))
     seam = feather_mask(core, choice.feather_px * scale) * (1 - _dilate_square(keep, GUARD_PX))
     return RegionMask(core, seam * (1 - unasked * (1 - core)))
+
+
+def share_left(core: Tensor, outline: FloatArray) -> float:
+    """How much of a face the mask leaves as it is, 0..1.
+
+    Args:
+        core: (1, 1, H, W), see `RegionMask`.
+        outline: (N, 2) xy of the face's outline, in pixels of the mask.
+    """
+    face = filled_polygon(core.shape[-2:], outline, hull=True)
+    return float((core[0, 0].cpu().numpy()[face] == 0).mean())
 
 
 def _glasses_to_keep(choice: RegionChoice) -> frozenset[str]:

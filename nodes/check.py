@@ -15,7 +15,7 @@ from ..faceanon_core.errors import AnonymizationError, NoFaceError
 from ..faceanon_core.proportions import CHECKED
 from ..faceanon_core.sketch import DRAWN
 from .convert import CATEGORY, check_found_in, check_pair, from_image, one_by_one, to_pixels
-from .crop import check_cut_from, seams_of, solid_part, stitch_all
+from .crop import check_cut_from, seams_of, stitch_all
 from .folders import file_stamps, model_folders, weights_names, weights_path
 from .sample import GuidedSampler, InpaintFaces
 
@@ -208,7 +208,6 @@ class RetrySampler:
         guidance = comfy_bridge.with_decoder(guidance, vae, model.model)
         check_cut_from(image, crops)
         seams = seams_of(crops, seam)
-        solid = [solid_part(weight) for weight in seams.split(1)]
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
 
@@ -226,8 +225,8 @@ class RetrySampler:
         def judge(results: Tensor) -> list[Any]:
             pictures = to_pixels(stitch_all(image, crops, results, seams))
             return [
-                judge_face(crop, pictures[index], recogniser, detector, replaced=replaced)
-                for (index, crop), replaced in zip(crops, solid, strict=True)
+                judge_face(crop, pictures[index], recogniser, detector, replaced=weight)
+                for (index, crop), weight in zip(crops, seams.split(1), strict=True)
             ]
 
         with FaceDetector(task_folders=model_folders()) as detector:

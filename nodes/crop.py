@@ -94,14 +94,20 @@ class StitchFaces:
         check_side(results, crops, "result")
         check_cut_from(image, crops)
         for (_, crop), new, weight in one_by_one(list(zip(crops, results.split(1), seams.split(1), strict=True))):
-            check_changed(crop, new, solid_part(weight))
+            check_changed(crop, new, weight)
         return (stitch_all(image, crops, results, seams),)
 
 
 def seams_of(crops: FaceCrops, seam: Tensor) -> Tensor:
-    """The blend weight of every crop, (faces, 1, S, S). Raises: InputError or ShapeError."""
+    """The blend weight of every crop, (faces, 1, S, S).
+
+    Raises: ShapeError; InputError where a result would replace the picture nowhere entirely, so that the source's face would
+        shine through.
+    """
     seams = match_batch(from_mask(seam, "seam"), len(crops), "seam")
     check_side(seams, crops, "seam")
+    if not bool((seams >= 1).flatten(1).any(1).all()):
+        raise InputError("the seam reaches 1 nowhere, so the source's face would show; use the seam output of Region Mask")
     return seams
 
 
@@ -135,17 +141,6 @@ def stitch_all(image: Tensor, crops: FaceCrops, results: Tensor, seams: Tensor) 
     stitched = torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).float() / 255
     # untouched pixels come from the float input, so that they are bit-identical and not rounded to 8 bits
     return to_image(torch.where(changed, stitched, from_image(image)))
-
-
-def solid_part(seam: Tensor) -> Tensor:
-    """1 where the result replaces the picture entirely.
-
-    Raises: InputError if there is no such pixel, because the source's face would shine through everywhere.
-    """
-    solid = (seam >= 1).float()
-    if not bool(solid.any()):
-        raise InputError("the seam reaches 1 nowhere, so the source's face would show; use the seam output of Region Mask")
-    return solid
 
 
 NODES = (CropFaces, StitchFaces)

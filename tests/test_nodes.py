@@ -344,6 +344,21 @@ def test_stitch_never_lets_an_unchanged_face_through(portrait: torch.Tensor, cro
             run("StitchFaces", image=portrait, crops=crops, result=copy, seam=seam)
     with pytest.raises(Exception, match="the seam reaches 1 nowhere"):
         run("StitchFaces", image=portrait, crops=crops, result=1 - same, seam=torch.zeros_like(seam))
+    with pytest.raises(Exception, match="the mask lies beside the face"):
+        run("StitchFaces", image=portrait, crops=crops, result=1 - same, seam=1 - torch.ceil(seam))
+    translucent = 0.3 * seam
+    translucent[0, 0, 0] = 1
+    with pytest.raises(Exception, match=r"came out as a copy of the source's \(likeness 0\.9"):
+        run("StitchFaces", image=portrait, crops=crops, result=torch.rand_like(same), seam=translucent)
+
+
+def test_a_mask_that_leaves_much_of_a_face_is_said(crops: Any, caplog: pytest.LogCaptureFixture) -> None:
+    upper = torch.zeros(1, 128, 128)
+    upper[:, :64] = 1
+    run("RegionMask", crops=crops)
+    assert not caplog.records
+    run("RegionMask", crops=crops, painted=upper, combine="subtract")
+    assert re.search(r"[3-7]\d% of face 1 stays as it is, and what stays can identify", caplog.text)
 
 
 def test_stitch_refuses_sizes_and_batches_that_differ(portrait: torch.Tensor, crops: Any) -> None:
