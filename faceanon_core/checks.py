@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 80_000_000  # 8k by 8k holds 67 million; beyond that memory, not the method, is the limit
+MAX_SIDE_PX = 30_000  # with the margin that detectors see; the OpenCV inside mediapipe ends the process above 32,766
 MIN_SIDE_PX = 64
 
 
@@ -47,6 +48,10 @@ def check_size(width: int, height: int) -> None:
     """
     if min(width, height) < MIN_SIDE_PX:
         raise InputError(f"the picture is {width}x{height}; the shorter side must be at least {MIN_SIDE_PX} pixels")
+    if max(width, height) > MAX_SIDE_PX:
+        raise InputError(
+            f"the picture is {width}x{height}; a side may have {MAX_SIDE_PX} pixels, so cut it into parts first"
+        )
     if width * height > MAX_PIXELS:
         megapixels = width * height / 1e6
         raise InputError(

@@ -301,6 +301,6 @@ def excess_similarity(
     excesses = []
     for net in recognisers:
         shown = net.embed(crop.pixels, crop.landmarks)
-        closest = max(float(shown @ net.embed(*source)) for source in sources)
+        closest = float(np.max([shown @ net.embed(*source) for source in sources]))  # NaN if any is
         excesses.append(closest - net.limit(max_similarity))
-    return max(excesses)
+    return float(np.max(excesses))

@@ -21,8 +21,8 @@ MIN_CHANGE = 2.0  # of 255, mean absolute change of the regenerated pixels below
 # Likeness of the regenerated pixels from which they count as copied. New faces reached 0.88 (121 of the demo model); the
 # source has 0.97 and more after a VAE's round trip, and 0.93 sampled at a denoise of 0.05.
 COPIED = 0.9
-# Share of the regenerated pixels inside the face's outline up to which a mask lies beside it. Inverted masks of 101 faces have
-# up to 0.03, right ones 0.5 and more, all pixels of a crop 0.2.
+# Share of the regenerated pixels inside the outline up to which the mask lies beside the face. Of 101 faces, inverted masks
+# have up to 0.03, right ones 0.5 and more, all pixels of a crop 0.2.
 _BESIDE = 0.05
 SURE = 0.85  # detector's confidence from which it is a face; ruined ones reach 0.84 by hair and outline alone (PRIVACY.md)
 NO_FACE = "no face is recognisable in the result"
@@ -86,7 +86,7 @@ def judge_face(
     for recogniser in recognisers:
         before = recogniser.embed(source.pixels, source.landmarks)
         similarities = [float(before @ recogniser.embed(after, place)) for place in places]
-        verdicts.append(Verdict(recogniser.name, max(similarities), recogniser.limit(max_similarity)))
+        verdicts.append(Verdict(recogniser.name, float(np.max(similarities)), recogniser.limit(max_similarity)))
     return Judgement(_is_face(found, source, detector), verdicts, unchanged)
 
 

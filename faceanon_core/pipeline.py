@@ -220,7 +220,7 @@ class Anonymizer:
                 continue
             try:
                 callback = partial(progress, index, chosen) if progress else None
-                output, report = self._replace_face(output, face, index, settings, used, callback)
+                output, report = self._replace_face(pixels, output, face, index, settings, used, callback)
             except (InputError, Cancelled):
                 raise
             except FaceAnonError as error:
@@ -334,9 +334,11 @@ class Anonymizer:
         return terms
 
     def _replace_face(
-        self, image: NDArray[np.uint8], face: Face, index: int, settings: Settings, used: frozenset[str],
-        callback: Callable[[Step], object] | None,
+        self, source: NDArray[np.uint8], image: NDArray[np.uint8], face: Face, index: int, settings: Settings,
+        used: frozenset[str], callback: Callable[[Step], object] | None,
     ) -> tuple[NDArray[np.uint8], FaceReport]:  # fmt: skip
+        """A face of `source` replaced in `image`, where others may be replaced already."""
+        original = crop_face(source, face, self.model.size_px)
         crop = crop_face(image, face, self.model.size_px)
         mask = region_mask(self.parser.parse(crop.pixels, crop.landmarks), settings.regions, self.parser)
         left = share_left(mask.core, crop.landmarks[list(FACE_OVAL)])
@@ -359,7 +361,7 @@ class Anonymizer:
 
         def judge(result: Tensor) -> list[Judgement]:
             stitched = stitch_face(image, crop, result, mask.seam)
-            return [judge_face(crop, stitched, self.recognisers, self.detector, settings.max_similarity, mask.core)]
+            return [judge_face(original, stitched, self.recognisers, self.detector, settings.max_similarity, mask.core)]
 
         done = until_anonymous(make, judge, [0], settings.tries)
         if done.failed:

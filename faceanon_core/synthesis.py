@@ -87,7 +87,7 @@ def judge_candidate(
     agreement = 1 - len(faults) / len(judged) if judged else 1.0
     if _turn(crop.landmarks) > FRONTAL:
         faults.append("is turned aside")
-    if excess is not None and excess(crop) > 0:
+    if excess is not None and not excess(crop) <= 0:  # NaN does not pass
         faults.append("looks like the source")
         agreement = -1.0
     return Candidate(pixels, Target("synthesized", crop.tensor, shown), agreement, tuple(faults))

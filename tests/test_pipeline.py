@@ -15,8 +15,9 @@ from PIL import Image
 from faceanon_core import geometry
 from faceanon_core.crop import crop_face, seam_in_image
 from faceanon_core.diffusion import InpaintCond
+from faceanon_core.dlib_recogniser import DlibRecogniser
 from faceanon_core.errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError, UnknownNameError
-from faceanon_core.faces import Face, FaceDetector
+from faceanon_core.faces import Face, FaceDetector, Scan
 from faceanon_core.geometry import LEFT_EYE, LIPS_OUTER, RIGHT_EYE
 from faceanon_core.guidance import GuidanceSettings
 from faceanon_core.judge import check_changed
@@ -308,6 +309,31 @@ def test_a_face_that_is_one_on_the_second_try_is_emitted(anonymizer, astronaut) 
 
     (report,) = BrokenModel(anonymizer, answer).anonymize(astronaut, QUICK).faces
     assert report.status == "anonymized" and len(made) == 2
+
+
+def test_a_face_is_compared_with_its_source_though_the_one_beside_it_was_covered(anonymizer, astronaut, face) -> None:
+    compared: list[np.ndarray] = []
+
+    class Watched(DlibRecogniser):
+        def embed(self, pixels, landmarks):
+            compared.append(pixels)
+            return super().embed(pixels, landmarks)
+
+    beside = replace(face, landmarks=face.landmarks + 25)
+    answers = iter([torch.full((1, 3, 256, 256), float("nan")), torch.rand(1, 3, 256, 256)])
+    broken = BrokenModel(anonymizer, lambda source: next(answers))
+    broken.detector.scan = lambda pixels: Scan([beside, face], [])
+    broken.recognisers = (Watched(),)
+    result = broken.anonymize(astronaut, replace(QUICK, tries=1, on_failure="redact"))
+    assert [report.status for report in result.faces] == ["redacted", "redacted"]  # the second is noise, no face
+    assert np.array_equal(compared[0], crop_face(astronaut, face, 256).pixels)
+
+
+def test_regions_that_leave_the_whole_face_are_refused() -> None:
+    parser = LandmarkParser()
+    parser.delivers = parser.delivers | {"hair"}
+    with pytest.raises(InputError, match=r"the regions asked for \(hair\) leave the whole face as it is"):
+        Anonymizer(parser=parser).check(Settings(regions=RegionChoice(("hair",))))
 
 
 def test_a_change_outside_the_mask_does_not_count(crop) -> None:
