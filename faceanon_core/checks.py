@@ -49,9 +49,7 @@ def check_size(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE_PX:
         raise InputError(f"the picture is {width}x{height}; the shorter side must be at least {MIN_SIDE_PX} pixels")
     if max(width, height) > MAX_SIDE_PX:
-        raise InputError(
-            f"the picture is {width}x{height}; a side may have {MAX_SIDE_PX} pixels, so cut it into parts first"
-        )
+        raise InputError(f"the picture is {width}x{height}; a side may have {MAX_SIDE_PX} pixels, cut it into parts first")
     if width * height > MAX_PIXELS:
         megapixels = width * height / 1e6
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import hmac
 import json
@@ -114,11 +115,11 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def mark_source(source: Path, namer: Namer) -> str:
-    """Another text when the source's size or time of change is another.
+def mark_source(source: Path, namer: Namer) -> dict[str, str]:
+    """What an entry says of its source: "source" is another when its size or time of change is, "place" when its path is.
 
-    The journal lies among the results, and when a picture was taken is nobody's business: so the mark is a hash too short to
-    lead back to a time, and where names hide the sources, `namer` lets nobody else compare it with them.
+    The journal lies among the results, and when and where a picture was taken is nobody's business: so the marks are hashes
+    too short to lead back to it, and where names hide the sources, `namer` lets nobody else compare them.
 
     Raises: InputError if the source is gone.
     """
@@ -126,8 +127,9 @@ def mark_source(source: Path, namer: Namer) -> str:
         status = source.stat()
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror}") from error
-    text = namer(f"{status.st_size} {status.st_mtime_ns}")
-    return hashlib.sha256(text.encode()).hexdigest()[:_MARK_DIGITS]
+    told = {"source": f"{status.st_size} {status.st_mtime_ns}", "place": str(source.absolute())}
+    marks = {name: namer(text).encode("utf-8", "surrogateescape") for name, text in told.items()}
+    return {name: hashlib.sha256(text).hexdigest()[:_MARK_DIGITS] for name, text in marks.items()}
 
 
 def _entries(journal: Path) -> Iterator[dict[str, Any]]:
@@ -166,7 +168,7 @@ class Journal:
         if self._path.read_bytes()[-1:] not in (b"", b"\n"):  # a line that a killed run left half written
             self._write("\n")
         self._done = self._read()
-        self._marks: dict[str, str] = {}
+        self._marks: dict[str, dict[str, str]] = {}
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -197,16 +199,25 @@ class Journal:
     def find(self, name: str, source: Path) -> list[str] | None:
         """What was wrong with a finished result; None if it has still to be made: it is missing, or its source has changed.
 
-        Raises: InputError if another file is in its place, or the source is gone.
+        Raises: InputError if another file is in its place, also the result of another source, or the source is gone.
         """
-        mark = self._marks[name] = mark_source(source, self._namer)
-        if name not in self._done or not (self.folder / name).is_file():
-            refuse_existing(self.folder / name)
-        elif self._done[name].get("source") in (None, mark):  # the first versions wrote no marks
-            return self._done[name]["warnings"]
-        elif not self._is_as_written(name):
-            raise InputError(f"the source has changed, and so has its result {self.folder / name}; remove that one first")
-        return None
+        marks = self._marks[name] = mark_source(source, self._namer)
+        path, entry = self.folder / name, self._done.get(name)
+        if entry is None or not path.is_file():
+            refuse_existing(path)
+            return None
+        known = marks | entry  # the first versions wrote no marks
+        if known["place"] != marks["place"]:
+            raise InputError(f"{path} was made of a picture in another folder than {source}; choose another output folder")
+        if known["source"] != marks["source"]:
+            if not self._is_as_written(name):
+                raise InputError(f"the source has changed, and so has its result {path}; remove that one first")
+            return None
+        warnings: list[str] = entry["warnings"]
+        if path.stat().st_size == 0 or (not warnings and filecmp.cmp(path, source, shallow=False)):
+            # any other change may be the user's own
+            raise InputError(f"{path} is empty or a copy of its source by now; remove it, then it is made again")
+        return warnings
 
     def _is_as_written(self, name: str) -> bool:
         path = self.folder / name
@@ -224,7 +235,7 @@ class Journal:
             remove_file(path)
         refuse_existing(path)
         entry = {"name": name, "settings": self._key, "warnings": warnings}
-        entry |= {"source": self._marks[name], "result": _digest(content)}
+        entry |= {**self._marks[name], "result": _digest(content)}
         self._write(json.dumps(entry) + "\n")
         write_file(path, content)
         self._done[name] = entry

@@ -161,7 +161,7 @@ def test_detection_gives_the_same_landmarks_each_time(detector, astronaut, coffe
         (np.zeros((100, 100, 3), np.float32), r"got \(100, 100, 3\) float32"),
         (np.zeros((63, 100, 3), np.uint8), "100x63; the shorter side must be at least 64 pixels"),
         (np.broadcast_to(np.uint8(0), (9000, 9000, 3)), "81 megapixels and the limit is 80"),
-        (np.broadcast_to(np.uint8(0), (300, 33000, 3)), "33000x300; a side may have 30000 pixels, so cut it into parts"),
+        (np.broadcast_to(np.uint8(0), (300, 33000, 3)), "33000x300; a side may have 30000 pixels, cut it into parts"),
     ],
 )
 def test_only_pictures_of_the_documented_form_and_size_are_taken(detector, pixels, message: str) -> None:

@@ -117,7 +117,31 @@ def test_the_journal_says_neither_when_a_picture_was_taken_nor_without_the_key_w
     (folder / "key").write_text("0123456789abcdef")
     keyed, plain = make_namer("hashed", folder / "key"), make_namer("keep")
     assert mark_source(source, keyed) == mark_source(source, keyed) != mark_source(source, plain)
-    assert len(mark_source(source, plain)) == 8
+    assert {len(mark) for mark in mark_source(source, plain).values()} == {8}
+
+
+@pytest.mark.parametrize("style", ["keep", "hashed"])
+def test_a_second_folder_of_sources_does_not_take_the_place_of_the_first_ones_results(tmp_path: Path, style: str) -> None:
+    (tmp_path / "key").write_text("0123456789abcdef")
+    namer = make_namer(style, tmp_path / "key" if style == "hashed" else None)
+    results = []
+    for camera in ("one", "two"):
+        source = tmp_path / camera / "DSC1.png"
+        source.parent.mkdir()
+        source.write_text("face of camera " + camera)
+        os.utime(source, (315532800, 315532800))  # as an archive unpacks it
+        journal = Journal(tmp_path / "out", "settings", namer)
+        results.append(fill_folder({source: namer("DSC1.png")}, journal, copy)[source])
+    assert results[0] == [] and "was made of a picture in another folder than" in results[1][0]
+    assert (tmp_path / "out" / namer("DSC1.png")).read_text() == "of face of camera one"
+
+
+@pytest.mark.parametrize("now", ["", "first a"])
+def test_a_result_that_became_empty_or_its_source_is_named(folder: Path, now: str) -> None:
+    (folder / "out" / "a.png").write_text(now)
+    assert "is empty or a copy of its source by now" in run(folder)["a.png"][0]
+    (folder / "out" / "a.png").unlink()
+    assert run(folder) == {"a.png": [], "b.png": []} and result(folder, "a.png") == "of first a"
 
 
 # what is told on the way
