@@ -316,7 +316,7 @@ def _save_chart(result: Result, path: Path) -> None:
 
 def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     source, output = options.source.resolve(), options.output.resolve()
-    if output == source or output in source.parents:
+    if output.exists() and any(output.samefile(folder) for folder in (source, *source.parents)):  # whatever it is spelled
         raise InputError(f"the output {options.output} would lie among the sources; choose another folder")
     found = find_sources(source, output)
     files = found.pictures
@@ -353,7 +353,8 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
 def _fingerprint(settings: Settings, keep_metadata: bool, anonymizer: Anonymizer, *others: object) -> str:
     """Of everything that decides what a result looks like or whether it may be written."""
     checks = [[network.key, network.limit(settings.max_similarity)] for network in anonymizer.recognisers]
-    text = json.dumps([asdict(settings), keep_metadata, checks, *map(str, others)], sort_keys=True)
+    seen = anonymizer.detector.key
+    text = json.dumps([asdict(settings), keep_metadata, checks, seen, *map(str, others)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,7 @@ TURNED_SCORE = 0.75  # what a face lying on its side or upside down must reach; 
 TURNED_MALUS = 0.15  # an upright reading of the same place is preferred unless it is this much less sure
 _ROTATIONS = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)  # one to three quarter turns
 COARSE = 3  # faces that are not upright are looked for in views of at least this part of the picture: 1 / COARSE
+_FINDS = 2  # one more with every change that lets other faces be found, so that finished folders are looked at again
 INSIDE_SHARE = 0.35  # of a box must lie in the picture; less is the mirror image of a face near the border
 SAME_PLACE_IOU = 0.3  # of the boxes above which a face in a result takes the place of the source's
 TASK_FILE = OPTIONAL_MODELS["face_landmarker"]
@@ -111,6 +113,12 @@ class FaceDetector:
         self._backend = _open_backend(min_score, task_file, folders)
         self._second = SecondDetector(folders) if cross_check else None
         self._close = weakref.finalize(self, self._backend.close)  # at the latest before the interpreter takes itself apart
+
+    @property
+    def key(self) -> str:
+        """Another text where other faces may be found."""
+        second = "" if self._second is None else self._second.name
+        return f"{_FINDS} mediapipe {version('mediapipe')} {second} {self.min_score}"
 
     def __enter__(self) -> FaceDetector:
         return self

@@ -44,7 +44,7 @@ def find_sources(folder: Path, results: Path | None = None) -> Sources:
             found.notes.append(f"{place.relative_to(folder).as_posix()}: left alone, as it holds results of an earlier run")
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not _is_hidden(name) and (place / name).resolve() != results)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name) and not _is_same(place / name, results))
         links = [place / name for name in folders if (place / name).is_symlink()]  # which os.walk does not follow
         found.unread.update(dict.fromkeys(links, "a link to a folder is not followed; give that folder by itself"))
         for path in (place / name for name in files if not _is_hidden(name)):
@@ -58,6 +58,11 @@ def find_sources(folder: Path, results: Path | None = None) -> Sources:
     if others:
         found.notes.append(f"{others.total()} files that are no pictures are left alone ({', '.join(sorted(others))})")
     return found
+
+
+def _is_same(folder: Path, other: Path | None) -> bool:
+    """Whatever they are spelled, as disks that take capitals for small letters allow."""
+    return other is not None and folder.exists() and other.exists() and folder.samefile(other)
 
 
 def _is_hidden(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ def verify_folder(
     paths = found.pictures
     if not paths and not found.unread:
         raise InputError(f"{sources} holds no pictures")
-    files = [path for path in sorted(results.rglob("*")) if path.is_file() and path.name != JOURNAL]
+    files, unsafe = _files_in(results)
     limits = [(recogniser.name, recogniser.sha256, recogniser.limit()) for recogniser in recognisers]
     pairs = _pair_by_looks(paths, files) if namer is None else {p: results / namer(_name(p, sources)) for p in paths}
     originals = {_pixel_hash(path): path for path in paths}
@@ -90,8 +91,24 @@ def verify_folder(
             pictures.append(PictureCheck(_name(path, sources), _name(result, results), problems + more, faces))
     strays = [_name(path, results) for path in files if path not in pairs.values()]
     telling = namer is not str and names_sources(results)
-    problems = [f"{JOURNAL} names sources, which the names of the results are to hide; delete it"] if telling else []
-    return Report(pictures, strays, limits, found.notes, problems)
+    if telling:
+        unsafe.append(f"{JOURNAL} names sources, which the names of the results are to hide; delete it")
+    return Report(pictures, strays, limits, found.notes, unsafe)
+
+
+def _files_in(results: Path) -> tuple[list[Path], list[str]]:
+    """Every file below a folder but its journal, in the order of names; and what of it cannot be looked at."""
+    files: list[Path] = []
+    problems: list[str] = []
+
+    def name_unreadable(error: OSError) -> None:
+        problems.append(f"{error.filename} cannot be read: {error.strerror}")
+
+    for parent, folders, names in os.walk(results, onerror=name_unreadable):
+        links = [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]  # which os.walk does not follow
+        problems += [f"{_name(path, results)} is a link to a folder, which is not looked into; remove it" for path in links]
+        files += [Path(parent, name) for name in names]
+    return sorted(path for path in files if path != results / JOURNAL), problems
 
 
 def _transparency(path: Path) -> list[str]:

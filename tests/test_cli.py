@@ -20,7 +20,9 @@ from faceanon_core import cli
 from faceanon_core.attributes import LEARNED
 from faceanon_core.check import check_picture
 from faceanon_core.diffusion import has_native_bfloat16
+from faceanon_core.faces import FaceDetector
 from faceanon_core.folder import JOURNAL
+from faceanon_core.pipeline import Settings
 from faceanon_core.sketch import DRAWN
 from faceanon_core.target import gallery_index
 
@@ -184,6 +186,13 @@ def test_how_long_the_drawing_is_shown_can_be_chosen_and_makes_another_result(an
         run("anonymize", "--help")
     told = " ".join(capsys.readouterr().out.split())
     assert f"more like their sources (default: {DRAWN:g})" in told
+
+
+def test_a_folder_is_looked_at_again_with_a_detector_that_finds_other_faces(anonymizer, monkeypatch) -> None:
+    before = cli._fingerprint(Settings(), False, anonymizer)
+    assert cli._fingerprint(Settings(), False, anonymizer) == before
+    monkeypatch.setattr(anonymizer, "detector", FaceDetector(cross_check=False))
+    assert cli._fingerprint(Settings(), False, anonymizer) != before
 
 
 # nothing is ever overwritten, and nothing is written on failure

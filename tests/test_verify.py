@@ -126,6 +126,14 @@ PLANTED = {
         lambda album: shutil.copy(album / "sources" / "a.png", album / "results" / "left.png"),
         "left.png: comes from no source",
     ),
+    "a link to a folder": (
+        lambda album: (album / "results" / "more").symlink_to(album / "sources", target_is_directory=True),
+        "more is a link to a folder, which is not looked into",
+    ),
+    "a picture under the name of the journal": (
+        lambda album: shutil.copy(album / "sources" / "a.png", album / "results" / "trip" / JOURNAL),
+        f"trip/{JOURNAL}: comes from no source",
+    ),
     "a source that cannot be read": (
         lambda album: (album / "sources" / "trip" / "c.heic").touch(),
         "trip/c.heic: .heic is a format this program does not read",
