@@ -14,14 +14,13 @@ from ..faceanon_core.dlib_recogniser import DLIB, open_recogniser
 from ..faceanon_core.errors import AnonymizationError, NoFaceError
 from ..faceanon_core.proportions import CHECKED
 from ..faceanon_core.sketch import DRAWN
-from .convert import CATEGORY, check_found_in, check_pair, from_image, one_by_one, to_pixels
+from .convert import CATEGORY, SEEDS, check_found_in, check_pair, from_image, one_by_one, to_pixels
 from .crop import check_cut_from, seams_of, stitch_all
 from .folders import file_stamps, model_folders, weights_names, weights_path
 from .sample import GuidedSampler, InpaintFaces
 
 _CARD = -1.0  # as a bound nothing could pass it
 _POLICIES = ["stop", "redact"]
-_SEEDS = 2**64  # one more than the largest seed
 _RECOGNISER = ("FACE_RECOGNISER", {"tooltip": "From Load Recogniser; every network in it must pass."})
 
 
@@ -213,7 +212,7 @@ class RetrySampler:
 
         def make(attempt: int, pushes: int) -> Tensor:
             push = push_harder(Push(guidance.settings.strength, proportions, drawn), pushes)
-            number = (seed + attempt * TRY_SEED) % _SEEDS
+            number = (seed + attempt * TRY_SEED) % SEEDS
             pushed = replace(guidance, settings=replace(guidance.settings, strength=push.strength))
             conditioning = InpaintFaces().encode(
                 positive, negative, vae, crops, mask, sketch, push.proportions, number, push.drawn

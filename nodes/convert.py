@@ -16,8 +16,14 @@ from ..faceanon_core.errors import InputError, ShapeError
 from ..faceanon_core.image import tensor_to_pixels
 
 CATEGORY = "FaceAnon"
+SEEDS = 2**64  # one more than the largest seed
 _OVERSHOOT = 0.25  # bicubic interpolation reaches 0.2 beyond a sharp edge
 ASKED_SKIN = "faceanon_skin"  # key in CONDITIONING: skin tone asked of the new face; missing where the source's stays
+
+
+def seed_input(tooltip: str, renew: bool) -> tuple[str, dict[str, Any]]:
+    """The declaration of a seed; `renew`: the editor offers another one after each run."""
+    return "INT", {"default": 0, "min": 0, "max": SEEDS - 1, "control_after_generate": renew, "tooltip": tooltip}
 
 
 class FoundFaces(list[list[Any]]):

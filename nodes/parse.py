@@ -110,10 +110,10 @@ class SelectFaces:
             "top to bottom": lambda face: face.box.top,
         }
         selected = []
-        for found in faces:
+        for picture, found in enumerate(faces, 1):
             ordered = sorted((f for f in found if max(f.box.width, f.box.height) >= min_size), key=keys[order])
-            everyone = not found or numbers.strip().lower() == "all"  # of a picture without faces no number can be asked
-            wanted = range(len(ordered)) if everyone else _numbers(numbers, len(ordered))
+            everyone = not ordered or numbers.strip().lower() == "all"  # of a picture without faces no number can be asked
+            wanted = range(len(ordered)) if everyone else _numbers(numbers, len(ordered), picture)
             selected.append([ordered[i] for i in wanted])
         if not any(selected):
             raise NoFaceError("no face is left after the selection; choose other numbers or a smaller min_size")
@@ -173,15 +173,18 @@ def _drawn(pictures: list[NDArray[np.uint8]], faces: Any) -> Tensor:
     return torch.from_numpy(drawn).float() / 255
 
 
-def _numbers(text: str, count: int) -> list[int]:
+def _numbers(text: str, count: int, picture: int) -> list[int]:
+    """Places from 0 in a list of `count` faces, each once."""
     try:
         wanted = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise UnknownNameError(f'numbers must be "all" or like "1,3", got {text!r}') from error
     for number in wanted:
         if not 1 <= number <= count:
-            raise UnknownNameError(f"face {number} was asked for, but there are {count} faces after sorting out small ones")
-    return [number - 1 for number in wanted]
+            raise UnknownNameError(
+                f"face {number} was asked for, but in picture {picture} there are {count} after sorting out small ones"
+            )
+    return [number - 1 for number in dict.fromkeys(wanted)]
 
 
 class LoadFaceParser:

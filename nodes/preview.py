@@ -8,10 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError
-from .convert import CATEGORY, check_pair, check_side, from_mask, from_pixels, match_batch, to_image, to_pixels
+from .convert import (
+    CATEGORY,
+    SEEDS,
+    check_pair,
+    check_side,
+    from_mask,
+    from_pixels,
+    match_batch,
+    seed_input,
+    to_image,
+    to_pixels,
+)
 from .sample import GuidedSampler
 
-_SEEDS = 2**64  # one more than the largest seed
 _MAX_STRENGTHS = 16
 
 
@@ -104,12 +114,11 @@ class SeedStrengthSheet:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         sampler = GuidedSampler.INPUT_TYPES()["required"]
-        # no new seed after a run: a sheet is compared with the one before
-        seed = {**sampler["seed"][1], "control_after_generate": False, "tooltip": "The seed of the first row."}
         return {
             "required": {
                 **sampler,
-                "seed": ("INT", seed),
+                # no new seed after a run: a sheet is compared with the one before
+                "seed": seed_input("The seed of the first row.", renew=False),
                 "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance; strengths replaces its strength."}),
                 "crops": ("FACE_CROP", {"tooltip": "From Crop Faces; the first face is shown."}),
                 "seam": ("MASK", {"tooltip": "From Region Mask: where the result replaces the crop."}),
@@ -137,7 +146,7 @@ class SeedStrengthSheet:
         weight = match_batch(from_mask(seam, "seam"), len(crops), "seam")[:1]
         check_side(weight, crops, "seam")
         first, source = _first_face(latent, len(crops)), crops[0][1].tensor
-        columns, numbers = _strengths(strengths), [(seed + row) % _SEEDS for row in range(seeds)]
+        columns, numbers = _strengths(strengths), [(seed + row) % SEEDS for row in range(seeds)]
         specs = [_at_strength(guidance, strength) for strength in columns]
         strongest = max(specs, key=lambda spec: spec.settings.strength)
         decoder = comfy_bridge.with_decoder(strongest, vae, model.model).decoder

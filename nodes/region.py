@@ -133,8 +133,10 @@ def _painted(painted: Tensor | None, combine: str, crops: Any) -> list[PaintedMa
     planes, pictures = from_mask(painted, "painted"), [index for index, _ in crops]
     on_pictures = (planes.shape[-1], planes.shape[-2]) == crops[0][1].picture_size
     if on_pictures and len(planes) > 1:  # one mask per picture: each crop takes its picture's
-        if len(planes) <= max(pictures):
-            raise InputError(f"painted has a batch of {len(planes)} but there is a face in picture {max(pictures) + 1}")
+        if len(planes) != crops.pictures:
+            raise InputError(
+                f"painted has a batch of {len(planes)} but there are {crops.pictures} pictures; pass one for each"
+            )
         planes = planes[pictures]
     planes = match_batch(planes, len(crops), "painted")
     return [PaintedMask(mask_in_crop(crop, plane[None]), combine) for (_, crop), plane in zip(crops, planes, strict=True)]

@@ -1,4 +1,4 @@
-"""Inpaint conditioning, guidance and the three ways to sample with it. All share `comfy_bridge.GuidedSampler`."""
+"""Inpaint conditioning, guidance, and the three ways to sample with it: two of them run `comfy_bridge.GuidedSampler`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ from ..faceanon_core.geometry import FloatArray
 from ..faceanon_core.guidance import LIMIT, GuidanceSettings
 from ..faceanon_core.proportions import UNCHECKED
 from ..faceanon_core.sketch import DRAWN
-from .convert import ASKED_SKIN, CATEGORY, check_side, from_mask, match_batch
-
-_SEED = {
-    "default": 0,
-    "min": 0,
-    "max": 0xFFFFFFFFFFFFFFFF,
-    "control_after_generate": True,
-    "tooltip": "Same seed, same face.",
-}
+from .convert import ASKED_SKIN, CATEGORY, check_side, from_mask, match_batch, seed_input
 
 # Share of the schedule by which the lines go early: ComfyUI counts both ends of a part in, and would mix both parts at a
 # step right on the border.
@@ -70,10 +62,7 @@ class InpaintFaces:
                         "it does not hand the source's face on. 0 keeps them and leaks identity!",
                     },
                 ),
-                "seed": (
-                    "INT",
-                    {**_SEED, "control_after_generate": False, "tooltip": "Another number, other proportions."},
-                ),
+                "seed": seed_input("Another number, other proportions.", renew=False),
             },
             "optional": {
                 "drawn": (
@@ -261,6 +250,9 @@ class AttributeGuidance:
             raise InputError("the tokens region are those inside the mask, so connect mask, or choose other tokens")
         source = torch.cat([crop.tensor for _, crop in crops]) if crops is not None else None
         region = None if mask is None else (from_mask(mask) >= 0.5).float()
+        if crops is not None and region is not None:
+            region = match_batch(region, len(crops), "mask")
+            check_side(region, crops, "mask")
         if crops is not None and len(target) > 1:
             target = for_each_face(target, [crop for _, crop in crops], "target")
         images = torch.cat([one.image for one in target])
@@ -291,7 +283,7 @@ class GuidedSampler:
                 "negative": ("CONDITIONING", {"tooltip": "From Inpaint Faces."}),
                 "latent": ("LATENT", {"tooltip": "From Inpaint Faces."}),
                 "guidance": ("GUIDANCE", {"tooltip": "From Attribute Guidance."}),
-                "seed": ("INT", _SEED),
+                "seed": seed_input("Same seed, same face.", renew=True),
                 "steps": (
                     "INT",
                     {"default": 20, "min": 1, "max": 1000, "tooltip": "More is slower and finer; 20 is usual."},

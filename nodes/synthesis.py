@@ -9,7 +9,7 @@ from torch import Tensor
 from ..faceanon_core.attributes import VOCABULARY, Attributes, check_consistent, describe, parse_attributes, prompt
 from ..faceanon_core.errors import InputError
 from ..faceanon_core.names import split_names
-from .convert import CATEGORY, from_pixels, one_by_one, to_image, to_pixels
+from .convert import CATEGORY, SEEDS, from_pixels, one_by_one, seed_input, to_image, to_pixels
 from .folders import model_folders, own_gallery, target_galleries
 
 _ASKED = 'What the new face shows, e.g. "age=60s, sex=female, hair=gray". Empty: nothing asked. Known: ' + ", ".join(
@@ -85,22 +85,16 @@ class SynthesizeTarget:
             "required": {
                 "attributes": ("STRING", {"default": "", "tooltip": _ASKED + ". The last four only by other models."}),
                 "count": ("INT", {"default": 4, "min": 1, "max": 64, "tooltip": "How many candidates to choose among."}),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True,
-                        "tooltip": "Same seed, same faces.",
-                    },
-                ),
+                "seed": seed_input("Same seed, same faces.", renew=True),
             }
-        }  # fmt: skip
+        }
 
     def make(self, attributes: str, count: int, seed: int) -> tuple[Tensor]:
         from ..faceanon_core.synthesis import synthesize_picture
         from . import comfy_bridge
 
         asked, model = parse_attributes(attributes), comfy_bridge.demo_synthesizer()
-        made = [synthesize_picture(model, asked, seed + number) for number in one_by_one(range(count))]
+        made = [synthesize_picture(model, asked, (seed + number) % SEEDS) for number in one_by_one(range(count))]
         return (from_pixels(made),)
 
 

@@ -19,7 +19,7 @@ from ..faceanon_core.target import (
     gallery_sheet,
     gallery_target,
 )
-from .convert import CATEGORY, from_pixels, to_image, to_pixels
+from .convert import CATEGORY, from_pixels, seed_input, to_image, to_pixels
 from .folders import file_stamps, model_folders, target_galleries
 
 AUTOMATIC = "automatic"
@@ -47,16 +47,13 @@ class TargetFace:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         names = [AUTOMATIC, *sorted(gallery_index(target_galleries()))]
-        seed = {
-            "default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False,
-            "tooltip": "automatic only: decides between faces that fit equally well; another number, another face.",
-        }  # fmt: skip
+        seed = "automatic only: decides between faces that fit equally well; another number, another face."
         asked = 'automatic only: what the face must show, e.g. "age=60s, sex=female". Empty: fit the source face alone.'
         return {
             "required": {
                 "name": (names, {"default": AUTOMATIC, "tooltip": "automatic, or one face of the gallery by its name."}),
                 "attributes": ("STRING", {"default": "", "tooltip": asked}),
-                "seed": ("INT", seed),
+                "seed": seed_input(seed, renew=False),
             },
             "optional": {
                 "crops": (

@@ -255,8 +255,8 @@ def test_the_gallery_output_shows_whom_one_can_choose() -> None:
 
 
 def test_select_refuses_numbers_that_do_not_exist(faces: Any) -> None:
-    assert len(run("SelectFaces", faces=faces, order="largest first", numbers="1")[0][0]) == 1
-    with pytest.raises(Exception, match="face 2 was asked for, but there are 1"):
+    assert len(run("SelectFaces", faces=faces, order="largest first", numbers="1, 1")[0][0]) == 1  # once
+    with pytest.raises(Exception, match="face 2 was asked for, but in picture 1 there are 1"):
         run("SelectFaces", faces=faces, order="largest first", numbers="2")
     with pytest.raises(Exception, match='numbers must be "all" or like'):
         run("SelectFaces", faces=faces, order="largest first", numbers="first")
@@ -306,8 +306,8 @@ def test_each_picture_of_a_batch_takes_its_own_painted_mask(portrait: torch.Tens
     assert run("RegionMask", crops=crops, painted=painted[1:])[0].min() == 1  # one mask serves every picture
     with pytest.raises(Exception, match="face 1 of 2: the mask excludes everything: the painted mask meets no"):
         run("RegionMask", crops=crops, painted=painted, combine="intersect")
-    with pytest.raises(Exception, match="painted has a batch of 2 but there is a face in picture 3"):
-        run("RegionMask", crops=[(2, crops[0][1])], painted=painted)
+    with pytest.raises(Exception, match="painted has a batch of 2 but there are 3 pictures; pass one for each"):
+        run("RegionMask", crops=type(crops)([(2, crops[0][1])], 3), painted=painted)
 
 
 def test_faces_go_with_the_picture_they_were_found_in_alone(portrait: torch.Tensor, faces: Any) -> None:
