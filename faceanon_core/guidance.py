@@ -23,7 +23,7 @@ Tokens = Literal["all", "class", "patches", "region"]
 CHUNK_PX = 512 * 512  # decoded pixels that are differentiated at once; a large VAE needs gigabytes for these
 REUSE = 5  # gradients of steps in a row hardly differ; docs/BENCHMARK.md has what longer and shorter gaps keep
 LIMIT = 0.06  # root mean square of a pull, in shares of the noise its step adds; beyond, faces get stains and burn out
-_PX_PER_LATENT = 64  # the VAEs of SD 1.x, SD 2 and SDXL, and the demo model's: 8 by 8
+PX_PER_LATENT = 64  # the VAEs of SD 1.x, SD 2 and SDXL, and the demo model's: 8 by 8
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class CombinedGuidance:
     def _compute(self, denoised: Tensor, terms: list[Term]) -> tuple[Tensor, dict[str, float]]:
         _check_counts(terms, len(denoised))
         scale = max(term.weight for term in terms)  # weighed only relative to each other: a half-precision decoder's range
-        at_once = max(1, self.chunk_px // (denoised[0, 0].numel() * _PX_PER_LATENT))
+        at_once = max(1, self.chunk_px // (denoised[0, 0].numel() * PX_PER_LATENT))
         gradients: list[Tensor] = []
         readouts: list[dict[str, Tensor]] = []
         for first in range(0, len(denoised), at_once):

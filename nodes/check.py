@@ -217,7 +217,7 @@ class RetrySampler:
             conditioning = InpaintFaces().encode(
                 positive, negative, vae, crops, mask, sketch, push.proportions, number, push.drawn
             )
-            sampler = comfy_bridge.guided_sampler(pushed, vae)
+            sampler = comfy_bridge.GuidedSampler(pushed, vae)
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
             return comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)
 

@@ -2,7 +2,8 @@
 
 ComfyUI runs nodes under torch.inference_mode(), where every weight is an inference tensor and autograd cannot save it.
 The guidance therefore runs on clones of the weights made outside inference mode (`_Differentiable`), made anew for each
-run, because moving a module inside inference mode taints it again. ComfyUI's own weights are never touched.
+run, because moving a module inside inference mode taints it again. The clones lie on the device that computes: for weights
+that lie elsewhere newer versions take what they hold in a cache of their own. ComfyUI's own weights are never touched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
@@ -39,7 +41,15 @@ from ..faceanon_core.attributes import Attributes
 from ..faceanon_core.eight_bits import read_weights
 from ..faceanon_core.encoder import load_demo_encoder as read_demo_encoder
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.guidance import AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
+from ..faceanon_core.guidance import (
+    CHUNK_PX,
+    PX_PER_LATENT,
+    AttributeTerm,
+    CombinedGuidance,
+    GuidanceSettings,
+    Term,
+    TermSettings,
+)
 from ..faceanon_core.leakage import late_start_warning
 from ..faceanon_core.recognition import load_recognition as read_recognition
 from ..faceanon_core.sampling import Step, ancestral_step, sample_guided
@@ -68,7 +78,8 @@ class TermSpec:
 
     def build(self) -> Term:
         """Must be called outside inference mode, after the network is loaded."""
-        method, device = _Differentiable(self.network.model, self.method), self.network.load_device
+        device = self.network.load_device
+        method = _Differentiable(self.network.model, self.method, device)
 
         def call(*images: Tensor) -> Tensor:
             return method(*(image.to(device, torch.float32) for image in images))
@@ -330,7 +341,13 @@ def run_callbacks(model: Any, steps: int, runs: int) -> Iterator[Any]:
 
 
 class _Differentiable:
-    """Calls a method of a module on clones of its weights that autograd accepts. Make it outside inference mode."""
+    """Calls a method of a module on clones of its weights that autograd accepts. Make it outside inference mode.
+
+    Args:
+        device: where it computes.
+        dtype: of the clones; None: as they are.
+        skip: names of parts that the method does not need.
+    """
 
     class _Method(torch.nn.Module):
         def __init__(self, module: torch.nn.Module, method: str) -> None:
@@ -340,11 +357,13 @@ class _Differentiable:
         def forward(self, *values: Any) -> Tensor:
             return getattr(self.module, self.method)(*values)
 
-    def __init__(self, module: torch.nn.Module, method: str, skip: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, module: torch.nn.Module, method: str, device: Any, dtype: Any = None, skip: tuple[str, ...] = ()
+    ) -> None:
         self.holder = self._Method(module, method)
         tensors = [*self.holder.named_parameters(), *self.holder.named_buffers()]
         self.weights = {
-            name: tensor.detach().clone()
+            name: tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=True)
             for name, tensor in tensors
             if not name.removeprefix("module.").startswith(skip or ("\0",))
         }
@@ -358,8 +377,8 @@ class _ComfyEncoder:
 
     def __init__(self, patcher: Any) -> None:
         self.unit_strength, self.large = patcher.model.unit_strength, patcher.model.large
-        self._features = _Differentiable(patcher.model, "features")
         self._device = patcher.load_device
+        self._features = _Differentiable(patcher.model, "features", self._device)
 
     def features(self, image: Tensor, normalise: bool = True) -> Tensor:
         return self._features(image.to(self._device, torch.float32), normalise)
@@ -367,7 +386,8 @@ class _ComfyEncoder:
 
 def _decode(vae: Any, model: Any) -> Any:
     """latent as the sampler sees it -> image (B,3,H,W) about 0..1, differentiable."""
-    network = _Differentiable(vae.first_stage_model, "decode", skip=("encoder", "quant_conv", "taesd_encoder"))
+    unused = ("encoder", "quant_conv", "taesd_encoder")
+    network = _Differentiable(vae.first_stage_model, "decode", vae.device, vae.vae_dtype, unused)
 
     def decode(latent: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()  # a step decodes many chunks of a long video
@@ -425,7 +445,7 @@ def _find_taesd(vae: Any, name: str | None) -> Any:
     if file is None:
         log.warning(
             "attribute guidance decodes with the full VAE; with %s.safetensors (or .pth) in models/vae_approx it is several "
-            "times faster and needs 6 GB less", name,
+            "times faster and, in float32, needs 6 GB less for a face of 512 px and 22 GB less for one of 1024 px", name,
         )  # fmt: skip
         return None
     network = comfy.taesd.taesd.TAESD(None, str(file))
@@ -456,7 +476,11 @@ def _helpers(spec: GuidanceSpec) -> list[Any]:
 
 
 class GuidedSampler(comfy.samplers.Sampler):
-    """A SAMPLER: `sampling.sample_guided` over ComfyUI's denoiser, mask merging and callbacks included."""
+    """A SAMPLER: `sampling.sample_guided` over ComfyUI's denoiser, mask merging and callbacks included.
+
+    Args:
+        vae: the sampled model's own.
+    """
 
     def __init__(self, spec: GuidanceSpec, vae: Any) -> None:
         self.spec, self.vae = spec, vae
@@ -470,9 +494,7 @@ class GuidedSampler(comfy.samplers.Sampler):
         _check_served(base, self.spec.decoder or self.vae, noise)  # at strength 0 as well: a flow model needs another step
         spec = with_decoder(self.spec, self.vae, base)
         if spec.guided:
-            # all at once, so that none of them, ControlNets included, pushes another out of a small card
-            loaded = [*_loaded(base), *getattr(model_wrap, "loaded_models", [])]
-            comfy.model_management.load_models_gpu([*_helpers(spec), *loaded])
+            _load(spec, model_wrap, noise)
         with torch.inference_mode(False), torch.no_grad():
             copies = [None if value is None else value.clone() for value in (sigmas, noise, latent_image, denoise_mask)]
             sigmas, noise, latent_image, denoise_mask = copies
@@ -511,13 +533,33 @@ def _equal_rows(noise: Tensor) -> list[int]:
     return [seen.setdefault(row.numpy().tobytes(), len(seen)) for row in noise.float().cpu()]
 
 
-def _loaded(base: Any) -> list[Any]:
-    return [base.current_patcher] if getattr(base, "current_patcher", None) is not None else []
+# Bytes that a gradient takes for each decoded pixel in float32, a large encoder's included (docs/BENCHMARK.md)
+_FULL_VAE_BYTES, _SMALL_VAE_BYTES = 23_300, 2_700
 
 
-def guided_sampler(spec: GuidanceSpec, vae: Any) -> GuidedSampler:
-    """A SAMPLER that follows `spec`; `vae` is the sampled model's own."""
-    return GuidedSampler(spec, vae)
+def _load(spec: GuidanceSpec, model_wrap: Any, noise: Tensor) -> None:
+    """Load the guidance's models and the sampled one, and make room for a step or a gradient beside them.
+
+    All at once, so that none of them, ControlNets included, pushes another out of a small card.
+    """
+    base = model_wrap.inner_model
+    models = [*_helpers(spec), *getattr(model_wrap, "loaded_models", [])]
+    if getattr(base, "current_patcher", None) is not None:
+        models.append(base.current_patcher)
+    _, controls = comfy.sampler_helpers.get_additional_models(getattr(model_wrap, "conds", {}), base.get_dtype())
+    most, least = (base.memory_required([rows * len(noise), *noise.shape[1:]]) + controls for rows in (2, 1))
+    gradient = _gradient_bytes(spec.decoder, noise)
+    comfy.model_management.load_models_gpu(
+        models, memory_required=max(most, gradient), minimum_memory_required=max(least, gradient)
+    )
+
+
+def _gradient_bytes(decoder: Any, noise: Tensor) -> int:
+    face_px = noise[0, 0].numel() * PX_PER_LATENT
+    faces = min(len(noise), max(1, CHUNK_PX // face_px))
+    full = not isinstance(decoder.first_stage_model, comfy.taesd.taesd.TAESD)
+    in_float32 = faces * face_px * (_FULL_VAE_BYTES if full else _SMALL_VAE_BYTES)
+    return in_float32 * decoder.vae_dtype.itemsize // 4
 
 
 _KEY = "faceanon_guidance"  # of what a patched MODEL carries
@@ -558,6 +600,7 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
         model_wrap, _, _, _, noise, latent_image, denoise_mask, *_ = arguments
         _check_served(model_wrap.inner_model, spec.decoder or vae, noise)
         state["surroundings"] = {"latent": latent_image, "mask": denoise_mask}
+        _load(spec, model_wrap, noise)
         try:
             return executor(*arguments, **options)
         finally:

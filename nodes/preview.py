@@ -156,7 +156,7 @@ class SeedStrengthSheet:
         cells = []
         for number in numbers:
             for spec in specs:
-                sampler = comfy_bridge.guided_sampler(spec, vae)
+                sampler = comfy_bridge.GuidedSampler(spec, vae)
                 sampled = comfy_bridge.sample(
                     model, sampler, sigmas, positive, negative, first, number, cfg, next(callbacks)
                 )

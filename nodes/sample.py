@@ -324,7 +324,7 @@ class GuidedSampler:
     ) -> tuple[Any, Any]:  # fmt: skip
         from . import comfy_bridge
 
-        sampler = comfy_bridge.guided_sampler(guidance, vae)
+        sampler = comfy_bridge.GuidedSampler(guidance, vae)
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         return comfy_bridge.sample(model, sampler, sigmas, positive, negative, latent, seed, cfg), sampler.readout
 
@@ -354,7 +354,7 @@ class GuidedSamplerObject:
     def build(self, guidance: Any, vae: Any) -> tuple[Any]:
         from . import comfy_bridge
 
-        return (comfy_bridge.guided_sampler(guidance, vae),)
+        return (comfy_bridge.GuidedSampler(guidance, vae),)
 
 
 class ApplyGuidance:

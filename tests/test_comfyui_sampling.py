@@ -153,7 +153,7 @@ def _stock(bridge: Any, setting: Setting, denoise: float = 1.0) -> torch.Tensor:
 
 def _guided(bridge: Any, setting: Setting, strength: float, denoise: float = 1.0) -> torch.Tensor:
     with torch.inference_mode():
-        sampler = bridge.guided_sampler(_spec(bridge, setting, strength), setting.vae)
+        sampler = bridge.GuidedSampler(_spec(bridge, setting, strength), setting.vae)
     return _sample(bridge, setting, sampler, denoise)
 
 
@@ -327,6 +327,34 @@ def test_out_of_memory_is_told_as_such_and_the_next_run_is_whole(
         full.setattr(network, "decode", decode)
         _run_route(bridge, route, demo_setting)
     assert torch.equal(_run_route(bridge, route, demo_setting), whole)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_loading_the_guidance_keeps_the_room_that_a_step_was_given(
+    bridge: Any, demo_setting: Setting, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+
+    asked, load = [], comfy.model_management.load_models_gpu
+
+    def note(models: Any, **options: Any) -> None:
+        asked.append((len(models), options.get("memory_required", 0), options.get("minimum_memory_required", 0)))
+        load(models, **options)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", note)
+    _run_route(bridge, route, demo_setting, steps=2)
+    (_, *step), (models, *guided) = asked[:2]
+    assert models >= 3 and all(later >= earlier > 0 for earlier, later in zip(step, guided, strict=True))
+    assert guided[1] >= demo_setting.latent["samples"][0, 0].numel() * 64 * 2700 * 0.5  # of a gradient in half precision
+
+
+def test_the_weights_of_a_gradient_lie_where_it_is_computed_and_those_of_comfyui_stay(bridge: Any) -> None:
+    with torch.inference_mode():
+        module = torch.nn.Linear(2, 2)
+    with torch.inference_mode(False):
+        clones = bridge._Differentiable(module, "forward", torch.device("meta"), torch.bfloat16).weights.values()
+    assert all(clone.is_meta and clone.dtype == torch.bfloat16 and not clone.is_inference() for clone in clones)
+    assert module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
 
 
 def _live_tensors() -> tuple[int, int]:
