@@ -58,10 +58,14 @@ def run_stock_node(name: str, /, **inputs: Any) -> Any:
 
     import nodes  # ComfyUI's
 
-    known = [module.NODE_CLASS_MAPPINGS for module in (nodes, nodes_custom_sampler, nodes_model_advanced)]
-    node = next(mapping[name] for mapping in known if name in mapping)
+    known: dict[str, Any] = {}
+    for module in (nodes, nodes_custom_sampler, nodes_model_advanced):
+        schemas = [thing for thing in vars(module).values() if hasattr(thing, "GET_SCHEMA")]  # of newer versions
+        known |= {node.GET_SCHEMA().node_id: node for node in schemas if node.__module__ == module.__name__}
+        known |= getattr(module, "NODE_CLASS_MAPPINGS", {})
     with torch.inference_mode():
-        return getattr(node(), node.FUNCTION)(**inputs)
+        outputs = getattr(known[name](), known[name].FUNCTION)(**inputs)
+        return getattr(outputs, "args", outputs)
 
 
 @contextlib.contextmanager
