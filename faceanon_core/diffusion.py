@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 WORKING_PX = 256
 LATENT_FACTOR = 8
-LATENT_SCALE = 1 / 1.123  # s in METHOD.md: gives the latents unit spread
+LATENT_SCALE = 1 / 1.123  # s in docs/METHOD.md: gives the latents unit spread
 CONTEXT_WIDTH = 64
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": WORKING_PX // LATENT_FACTOR,

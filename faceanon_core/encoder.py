@@ -1,4 +1,4 @@
-"""Attribute encoders: networks whose token features the guidance matches (phi in METHOD.md).
+"""Attribute encoders: networks whose token features the guidance matches (phi in docs/METHOD.md).
 
 Every encoder is differentiable with respect to its image. The demo model's own encoder is `DemoEncoder`.
 """
@@ -33,7 +33,7 @@ ENCODER_LANDMARKS = tuple(
 class AttributeEncoder(Protocol):
     """What the guidance needs of an encoder.
 
-    `unit_strength` is w_opt of METHOD.md at which this encoder's default guidance is neither too weak nor too strong;
+    `unit_strength` is w_opt of docs/METHOD.md at which this encoder's default guidance is neither too weak nor too strong;
     the user's strength 1 means this much. `large` says whether to compute in bfloat16 where the machine has it.
     """
 
@@ -45,7 +45,7 @@ class AttributeEncoder(Protocol):
 
         Args:
             image: (B, 3, H, W) float 0..1, any size; resized inside, differentiably.
-            normalise: apply the encoder's own input scaling; False feeds -1..1, as METHOD.md's reference does.
+            normalise: apply the encoder's own input scaling; False feeds -1..1, as docs/METHOD.md's reference does.
         Returns: (B, 1 + patches, D); token 0 is the class token.
         """
         ...
@@ -82,7 +82,7 @@ class DemoEncoder(nn.Module):
         self.instance_head = nn.Linear(self.width, 64)
 
     def features(self, image: Tensor, normalise: bool = True) -> Tensor:
-        """(B, 3, H, W) float 0..1 -> (B, 65, 192), before the final norm as in METHOD.md; see `AttributeEncoder`."""
+        """(B, 3, H, W) float 0..1 -> (B, 65, 192), before the final norm as in docs/METHOD.md; see `AttributeEncoder`."""
         size = (self.image_px, self.image_px)
         if image.shape[-2:] != size:
             image = F.interpolate(image, size, mode="bilinear", antialias=True)

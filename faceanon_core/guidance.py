@@ -51,7 +51,7 @@ OFF = TermSettings(strength=0.0)
 
 @dataclass(frozen=True)
 class GuidanceSettings(TermSettings):
-    """Settings of `AttributeTerm`. `strength` multiplies the encoder's own unit (w_opt in METHOD.md)."""
+    """Settings of `AttributeTerm`. `strength` multiplies the encoder's own unit (w_opt in docs/METHOD.md)."""
 
     toward: float = 1.0  # w_sim: pull towards the target's features
     away: float = 0.0  # w_dis: push away from the source's features
@@ -85,7 +85,7 @@ class Term(ABC):
 
 
 class AttributeTerm(Term):
-    """L of METHOD.md for one batch of faces. Features of target and source are computed once, here.
+    """L of docs/METHOD.md for one batch of faces. Features of target and source are computed once, here.
 
     Args:
         encoder: phi.
@@ -160,7 +160,7 @@ class CombinedGuidance:
         return any(term.settings.active(progress) for term in self.terms)
 
     def gradient(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """g = d(sum of weight * loss)/d(denoised), METHOD.md; the model itself is not differentiated.
+        """g = d(sum of weight * loss)/d(denoised), docs/METHOD.md; the model itself is not differentiated.
 
         Call it for the steps of one run in order: a gradient is computed for the first and for every `reuse`-th after it,
         the steps between get the last one; and anew where a term begins or ends. Faces do not depend on each other, so they
@@ -250,7 +250,7 @@ def _distance(features: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
 
 
 def feature_distance(features: Tensor, wanted: Tensor, tokens: Tokens = "all", region: Tensor | None = None) -> Tensor:
-    """Sum over tokens of the mean square difference over channels: sum_k MSE_k of METHOD.md.
+    """Sum over tokens of the mean square difference over channels: sum_k MSE_k of docs/METHOD.md.
 
     Args:
         features, wanted: (B, 1 + patches, D); `wanted` may have batch 1.

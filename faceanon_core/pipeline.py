@@ -109,7 +109,7 @@ class Settings:
 
 
 def reference_settings(unit_strength: float, seed: int = 0) -> Settings:
-    """METHOD.md "Sampling (reference settings)" and "Adaptive attribute guidance" to the letter.
+    """docs/METHOD.md "Sampling (reference settings)" and "Adaptive attribute guidance" to the letter.
 
     45 steps, eta 1, noised source, one seed, unconditional branch only (no attributes, plain grey in the hole), w_opt 0.8,
     w_sim 1, w_dis 0, all tokens, encoder input not normalised.

@@ -15,7 +15,7 @@ from .errors import InputError, UnknownNameError
 from .geometry import FloatArray, filled_polygon
 from .parsing import INDEX, FaceParser, LabelMap, region_labels
 
-KEEP_DILATION_PX = 7  # square at REFERENCE_PX, METHOD.md "Mask"
+KEEP_DILATION_PX = 7  # square at REFERENCE_PX, docs/METHOD.md "Mask"
 REFERENCE_PX = 512
 GUARD_PX = 3  # square around kept pixels that the seam leaves out: the stitch interpolates between neighbours
 COMBINATIONS = ("add", "subtract", "intersect")
@@ -25,7 +25,7 @@ COMBINATIONS = ("add", "subtract", "intersect")
 class RegionChoice:
     """Which regions of a face are regenerated. Lengths are in pixels of a 512 px crop and scale with it.
 
-    Eyeglasses, where the parser finds them, are kept unless `regenerate` names them: "face" does not, METHOD.md "Mask".
+    Eyeglasses, where the parser finds them, are kept unless `regenerate` names them: "face" does not, docs/METHOD.md "Mask".
     """
 
     regenerate: tuple[str, ...] = ("face",)
@@ -62,7 +62,7 @@ class RegionMask:
 def region_mask(
     labels: LabelMap, choice: RegionChoice, parser: FaceParser | None = None, painted: PaintedMask | None = None
 ) -> RegionMask:
-    """Build the regenerate mask of one crop, METHOD.md "Mask".
+    """Build the regenerate mask of one crop, docs/METHOD.md "Mask".
 
     Args:
         labels: (H, W) uint8 label map.

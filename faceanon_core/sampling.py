@@ -23,7 +23,7 @@ class Guidance(Protocol):
         ...
 
     def gradient(self, denoised: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """g of METHOD.md for `denoised` (B, C, h, w) there, weights included, and the losses it came from."""
+        """g of docs/METHOD.md for `denoised` (B, C, h, w) there, weights included, and the losses it came from."""
         ...
 
 
@@ -41,7 +41,7 @@ class Step:
 def ancestral_step(sigma: Tensor, sigma_next: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
     """Split a step into its deterministic end sigma_down and the noise sigma_up added after it (k-diffusion).
 
-    With eta = 1 this is DDIM at eta = 1; sigma_up is DDIM's sigma_t over sqrt(alpha_bar_prev), METHOD.md.
+    With eta = 1 this is DDIM at eta = 1; sigma_up is DDIM's sigma_t over sqrt(alpha_bar_prev), docs/METHOD.md.
     """
     if eta == 0:
         return sigma_next, torch.zeros_like(sigma_next)
@@ -55,7 +55,7 @@ def sample_guided(
     denoiser: Denoiser, x: Tensor, sigmas: Tensor, cond: Any, noise_sampler: NoiseSampler,
     guidance: Guidance | None = None, eta: float = 1.0, callback: Callable[[Step], None] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Denoise `x` with ancestral Euler steps; after each, x = x - sigma_up * g (METHOD.md, adaptive guidance).
+    """Denoise `x` with ancestral Euler steps; after each, x = x - sigma_up * g (docs/METHOD.md, adaptive guidance).
 
     Args:
         denoiser: (x, sigma (B,), cond) -> predicted clean latent, of x's shape.

@@ -140,7 +140,7 @@ def _dinov2(state: dict[str, Tensor], found: dict[str, Any], file: Path) -> Visi
         "use_swiglu_ffn": any(".mlp.weights_in." in name for name in state),
     }  # fmt: skip
     network = build_pretrained("Dinov2Model", config, state, file)
-    network.layernorm = nn.Identity()  # features are taken before the final norm, METHOD.md
+    network.layernorm = nn.Identity()  # features are taken before the final norm, docs/METHOD.md
     return VisionEncoder(network, _DINO_PX // patch_px * patch_px, _IMAGENET_SCALING)
 
 

@@ -178,7 +178,7 @@ def test_a_model_that_returns_no_numbers_is_caught_at_its_step(bad: float) -> No
 
 @pytest.mark.parametrize("steps", [2, 20, 45])
 def test_sigma_up_is_ddims_own_spread_in_k_diffusion_units(steps: int) -> None:
-    """METHOD.md: sigma_t / sqrt(alpha_bar_prev) = sigma_up, for eta = 1."""
+    """docs/METHOD.md: sigma_t / sqrt(alpha_bar_prev) = sigma_up, for eta = 1."""
     ddim, sigmas = ddim_scheduler(steps), torch.from_numpy(schedule_sigmas(steps)).double()
     for index, (t, previous) in enumerate(pairwise(ddim.timesteps)):
         spread = ddim._get_variance(t, previous).double() ** 0.5 / ddim.alphas_cumprod[previous].double() ** 0.5
