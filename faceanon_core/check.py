@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from .crop import crop_face
 from .errors import AnonymizationError, ShapeError
 from .faces import Face, FaceDetector, Scan, Unfitted
-from .geometry import FACE_OVAL, Box, FloatArray, filled_polygon, is_same_face
+from .geometry import FACE_OVAL, Box, FloatArray, is_same_face
 from .identity import FaceRecogniser, Verdict
 from .judge import judge_face
 from .likeness import BLURRED_COPY, NEAR_COPY, blurred_likeness, likeness
+from .redact import is_covered
 
 _CROP_PX = 256  # side of a face's crop
-_ONE_COLOUR = 4.0  # standard deviation, of 255, that compression leaves in a solid fill
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,10 @@ def _check_face(
         problem = "it is a near copy of the source's"
     elif judgement.too_alike:
         problem = f"{judgement.too_alike[0].recogniser} takes it for the same person"
-    elif not _is_covered(after, crop.landmarks):
+    elif not is_covered(after, crop.landmarks):
         blurred = blurred_likeness(crop.pixels, after, outline) >= BLURRED_COPY
         problem = "it is the source's face, blurred" if blurred else judgement.problem
     return FaceCheck(face, alike, judgement.verdicts, problem)
-
-
-def _is_covered(pixels: NDArray[np.uint8], landmarks: FloatArray) -> bool:
-    """Whether there is one colour where the face was, as after `pipeline.redact_face`, also when it was compressed.
-
-    Args:
-        landmarks: (N, 2) xy of points around the face, in pixels of the crop or picture.
-    """
-    inside = pixels[filled_polygon(pixels.shape, landmarks, hull=True)]
-    return len(inside) > 0 and float(inside.std(0).max()) < _ONE_COLOUR
 
 
 def _check_box(source: NDArray[np.uint8], result: NDArray[np.uint8], face: Face | Unfitted) -> FaceCheck:
@@ -118,7 +108,7 @@ def _check_box(source: NDArray[np.uint8], result: NDArray[np.uint8], face: Face 
     problem = ""
     if alike >= NEAR_COPY:
         problem = "it is a near copy of the source's"
-    elif not _is_covered(result, _corners(box) if isinstance(face, Unfitted) else face.landmarks):
+    elif not is_covered(result, _corners(box) if isinstance(face, Unfitted) else face.landmarks):
         problem = "nothing can replace it, and no solid shape covers it"
     return FaceCheck(face, alike, problem=problem)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import geometry
+from .crop import FaceCrop
 from .geometry import FloatArray, filled_polygon
 from .skin import typical_colour
 
@@ -63,3 +64,9 @@ def _places(rows: NDArray[np.int64], columns: NDArray[np.int64], shape: tuple[in
     """(N, 3): one, x and y, the latter -0.5..0.5 from the crop's middle."""
     x, y = (columns + 0.5) / shape[1] - 0.5, (rows + 0.5) / shape[0] - 0.5
     return np.stack([np.ones_like(x), x, y], axis=1).astype(np.float32)
+
+
+def new_face_light(crop: FaceCrop, skin: str | None = None) -> Plane:
+    """Light of the source's skin; on skin of another tone where `skin`, a value of that attribute, is asked for."""
+    light = skin_light(crop.pixels, crop.landmarks)
+    return light if skin is None else in_tone(light, skin)

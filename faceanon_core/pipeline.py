@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,16 +25,17 @@ from .diffusion import DemoModel, InpaintCond, last_sigma
 from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
-from .geometry import FACE_OVAL, Box, arcface_alignment
+from .geometry import FACE_OVAL, arcface_alignment
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .identity import FaceRecogniser, Verdict
 from .image import load_picture
 from .judge import Judgement, check_finite, judge_face
 from .leakage import kept_region_warning
-from .light import Plane, in_tone, skin_light
+from .light import new_face_light
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import CHECKED, UNCHECKED, change_proportions
 from .recognition import RecognitionNetwork
+from .redact import redact_face
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask, share_left
 from .retry import TRY_SEED, Push, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
@@ -45,8 +45,7 @@ from .target import (
     choose_target,
     fitting_attributes,
     gallery_target,
-    measured_attributes,
-    source_attributes,
+    new_face_attributes,
     target_from_pixels,
 )
 from .terms import IdentityTerm, PoseTerm
@@ -371,62 +370,6 @@ class Anonymizer:
             face, "anonymized", target.name, readout=readout, verdicts=judgement.verdicts, tries=done.tries[0]
         )
         return stitch_face(image, crop, done.results, mask.seam), report
-
-
-def new_face_attributes(
-    source: FaceCrop, target: Target, asked: Attributes, keep: tuple[str, ...], encoder: DemoEncoder | None
-) -> tuple[Attributes, Attributes | None]:
-    """What the model is told of a new face, and what it is to move away from where emphasis is laid on what was asked.
-
-    Told is what the user asked, what stays as in the source, else the target's own; hair only where asked for: it lies
-    outside the face and stays. The opposite has the source's values of what was asked, and leaves open what is asked to be
-    as it is; None where nothing was asked. What is kept needs no emphasis: the surroundings say it as well.
-
-    Args:
-        keep: attributes taken from the source.
-        encoder: see `target.source_attributes`.
-    """
-    kept = source_attributes(source, encoder, keep)
-    own = {name: value for name, value in target.attributes.items() if name != "hair"}
-    told = {**own, **kept, **asked}
-    if not asked:
-        return told, None
-    guessed = source_attributes(source, encoder, tuple(asked)) if encoder is not None else measured_attributes(source)
-    opposite = {name: value for name, value in told.items() if name not in asked}
-    changed = {name: guessed[name] for name in asked if guessed.get(name, asked[name]) != asked[name]}
-    return told, opposite | changed
-
-
-def new_face_light(crop: FaceCrop, skin: str | None = None) -> Plane:
-    """Light of the source's skin; on skin of another tone where `skin`, a value of that attribute, is asked for."""
-    light = skin_light(crop.pixels, crop.landmarks)
-    return light if skin is None else in_tone(light, skin)
-
-
-def redact_face(image: NDArray[np.uint8], face: Face | Unfitted, grow: float = 1.35) -> NDArray[np.uint8]:
-    """Cover a face with a solid grey shape in a copy of the image; nothing of it can be recovered.
-
-    Args:
-        grow: size of the shape over the hull of the landmarks (or over twice the detector's box), about its centre.
-    """
-    if isinstance(face, Unfitted):
-        x, y = face.box.center
-        reach = max(face.box.width, face.box.height)  # detectors box eyes to mouth, not hair to chin
-        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
-        hull = np.array([x, y], np.float32) + reach * corners
-    else:
-        hull = cv2.convexHull(face.landmarks.astype(np.float32))[:, 0]
-    center = hull.mean(0)
-    polygon = np.round((hull - center) * grow + center).astype(np.int32)
-    output = image.copy()
-    cv2.fillPoly(output, [polygon.reshape(-1, 1, 2)], (128, 128, 128))
-    return output
-
-
-def redact_crop(image: NDArray[np.uint8], crop: FaceCrop) -> NDArray[np.uint8]:
-    """`redact_face` for a face known by its crop; `image` is the picture it was cut from."""
-    landmarks = crop.frame.to_image(crop.landmarks)
-    return redact_face(image, Face(Box.around(landmarks), 1.0, landmarks))
 
 
 def _apply_policy(

@@ -174,6 +174,30 @@ def measured_attributes(crop: FaceCrop) -> Attributes:
     return {"expression": mouth_expression(crop.landmarks), "skin": crop_skin_tone(crop.pixels, crop.landmarks)}
 
 
+def new_face_attributes(
+    source: FaceCrop, target: Target, asked: Attributes, keep: tuple[str, ...], encoder: DemoEncoder | None
+) -> tuple[Attributes, Attributes | None]:
+    """What the model is told of a new face, and what it is to move away from where emphasis is laid on what was asked.
+
+    Told is what the user asked, what stays as in the source, else the target's own; hair only where asked for: it lies
+    outside the face and stays. The opposite has the source's values of what was asked, and leaves open what is asked to be
+    as it is; None where nothing was asked. What is kept needs no emphasis: the surroundings say it as well.
+
+    Args:
+        keep: attributes taken from the source.
+        encoder: see `source_attributes`.
+    """
+    kept = source_attributes(source, encoder, keep)
+    own = {name: value for name, value in target.attributes.items() if name != "hair"}
+    told = {**own, **kept, **asked}
+    if not asked:
+        return told, None
+    guessed = source_attributes(source, encoder, tuple(asked)) if encoder is not None else measured_attributes(source)
+    opposite = {name: value for name, value in told.items() if name not in asked}
+    changed = {name: guessed[name] for name in asked if guessed.get(name, asked[name]) != asked[name]}
+    return told, opposite | changed
+
+
 def fitting_attributes(source: FaceCrop, predicted: Attributes) -> Attributes:
     """What an automatically chosen target shares with its source: sex and age as the encoder sees them, the measured rest.
 

@@ -118,7 +118,7 @@ class IdentityCheck:
     ) -> tuple[Tensor, str, bool, list[Any]]:
         from ..faceanon_core.check import check_picture
         from ..faceanon_core.faces import FaceDetector, Scan
-        from ..faceanon_core.pipeline import redact_face
+        from ..faceanon_core.redact import redact_face
         from ..faceanon_core.report import CheckedFace
 
         before, after = to_pixels(source, "source"), to_pixels(result, "result")
@@ -237,7 +237,7 @@ class RetrySampler:
 
 def _cover_failed(stitched: Tensor, crops: Any, done: Any, on_failure: str) -> Tensor:
     """Raises: AnonymizationError for the policy stop."""
-    from ..faceanon_core.pipeline import redact_crop
+    from ..faceanon_core.redact import redact_crop
 
     if not done.failed:
         return stitched

@@ -72,7 +72,7 @@ class DemoConditioning:
     def encode(
         self, target: Any, crops: Any, attributes: str, keep: str = "expression, skin", encoder: Any = None
     ) -> tuple[Any, Any]:
-        from ..faceanon_core.pipeline import new_face_attributes
+        from ..faceanon_core.target import new_face_attributes
         from ..faceanon_core.tracking import for_each_face
         from . import comfy_bridge
 

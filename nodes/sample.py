@@ -133,7 +133,7 @@ def _check_hides(core: Tensor) -> None:
 
 def _drawings(crops: list[Any], poses: list[FloatArray], skin: str | None, lines: bool) -> Tensor:
     """What fills the hole of each crop, (B,3,S,S); `skin` as `new_face_light` takes it, `lines` as `face_sketch` does."""
-    from ..faceanon_core.pipeline import new_face_light
+    from ..faceanon_core.light import new_face_light
     from ..faceanon_core.sketch import face_sketch
 
     sketches = [

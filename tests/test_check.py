@@ -15,7 +15,8 @@ from faceanon_core.errors import ShapeError
 from faceanon_core.faces import Scan, Unfitted
 from faceanon_core.identity import LAYOUTS, Card, Recogniser
 from faceanon_core.likeness import NEAR_COPY
-from faceanon_core.pipeline import Anonymizer, Settings, redact_face
+from faceanon_core.pipeline import Anonymizer, Settings
+from faceanon_core.redact import redact_face
 
 Pixels = np.ndarray
 

@@ -38,7 +38,8 @@ from faceanon_core.evaluation.observe import Observer, face_crop
 from faceanon_core.faces import FaceDetector
 from faceanon_core.geometry import LEFT_IRIS, RIGHT_IRIS, inter_ocular
 from faceanon_core.identity import threshold_at
-from faceanon_core.pipeline import Settings, redact_face
+from faceanon_core.pipeline import Settings
+from faceanon_core.redact import redact_face
 from faceanon_core.training.warp import bend_proportions
 from faceanon_core.weights import ASSETS, GALLERY
 

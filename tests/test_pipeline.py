@@ -21,20 +21,19 @@ from faceanon_core.faces import Face, FaceDetector, Scan
 from faceanon_core.geometry import LEFT_EYE, LIPS_OUTER, RIGHT_EYE
 from faceanon_core.guidance import GuidanceSettings
 from faceanon_core.judge import check_changed
+from faceanon_core.light import new_face_light
 from faceanon_core.parsing import LandmarkParser
 from faceanon_core.pipeline import (
     Anonymizer,
     Result,
     Settings,
-    new_face_attributes,
-    new_face_light,
-    redact_face,
     reference_settings,
 )
+from faceanon_core.redact import redact_face
 from faceanon_core.regions import RegionChoice, region_mask
 from faceanon_core.sampling import sample_guided
 from faceanon_core.sketch import face_sketch, hide_face
-from faceanon_core.target import Target, gallery_index, gallery_target, measured_attributes
+from faceanon_core.target import Target, gallery_index, gallery_target, measured_attributes, new_face_attributes
 
 QUICK = Settings(steps=1)
 NOSE_TIP = (6, 48, 278, 2)  # bridge, wings and base

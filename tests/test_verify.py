@@ -17,7 +17,8 @@ from PIL import Image
 from faceanon_core import cli
 from faceanon_core.folder import JOURNAL, make_namer
 from faceanon_core.image import load_picture
-from faceanon_core.pipeline import Anonymizer, Settings, redact_face
+from faceanon_core.pipeline import Anonymizer, Settings
+from faceanon_core.redact import redact_face
 
 KEY = b"0123456789abcdef"
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,8 @@ from ..encoder import DemoEncoder
 from ..errors import AnonymizationError, NoFaceError, UnknownNameError
 from ..faces import Face
 from ..image import Picture, load_picture, save_picture
-from ..pipeline import Anonymizer, Settings, redact_face, reference_settings
+from ..pipeline import Anonymizer, Settings, reference_settings
+from ..redact import redact_face
 from ..weights import ASSETS, GALLERY
 from .harness import Method
 from .observe import file_hash
