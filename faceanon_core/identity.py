@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .crop import FaceCrop
 from .errors import InputError, WeightsError
 from .geometry import ARCFACE_PX, FloatArray, arcface_alignment
+from .pretrained import open_onnx
 
 CHECK_FAR = 0.01  # false-accept rate whose threshold decides; the stricter of the two that are measured
 RATES = (CHECK_FAR, 0.001)
@@ -124,7 +124,7 @@ class Recogniser:
     """
 
     def __init__(self, path: Path, card: Card | None = None) -> None:
-        self._path, self._session = path, _open_session(path)
+        self._path, self._session = path, open_onnx(path, "face-recognition network")
         entry = self._session.get_inputs()[0]
         self._input, self._planes_first = entry.name, _planes_first(path, entry.shape)
         self.name, self.sha256 = path.stem, content_hash(path)
@@ -260,21 +260,6 @@ def _find_card(network: Path, sha256: str) -> Card:
             f"card {path.name} with faceanon calibrate --layout {'|'.join(LAYOUTS)}"
         )
     return Card(LAYOUTS[known])
-
-
-def _open_session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError("the identity check needs onnxruntime; install it with pip install onnxruntime") from error
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing; name an ONNX face-recognition network")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # else one for every core, in each of many processes
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common base but Exception
-        raise WeightsError(f"{path} is no network onnxruntime can read") from error
 
 
 def _planes_first(path: Path, shape: list[Any]) -> bool:

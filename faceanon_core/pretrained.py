@@ -1,6 +1,7 @@
-"""Weights the user brings: read without running code, and built with transformers. The only use of transformers.
+"""Networks the user brings: weights that are read without running code, and ONNX files. The only use of onnxruntime.
 
-transformers is optional: ComfyUI has it, the command line gets it with `pip install faceanon[transformers]`.
+transformers, which builds some of them, is optional: ComfyUI has it, the command line gets it with
+`pip install faceanon[transformers]`; onnxruntime likewise, with `pip install onnxruntime`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,27 @@ from torch import Tensor, nn
 from .errors import InputError, WeightsError
 
 SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin")  # the last three are read with weights_only
+
+
+def open_onnx(path: Path, what: str) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        what: kind of network, for the sentences.
+    Raises: InputError if onnxruntime is missing; WeightsError if the file is, or is no such network.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"a {what} in ONNX needs onnxruntime; install it with pip install onnxruntime") from error
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing; name a {what} in ONNX")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # else one for every core, in each of many processes
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base but Exception
+        raise WeightsError(f"{path} is no network onnxruntime can read") from error
 
 
 def weights_file(path: Path) -> Path:

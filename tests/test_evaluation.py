@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ NETWORK = "demo encoder"
 class EncoderEmbedder:
     """The demo encoder's instance head, which was trained to tell faces apart: a real, if weak, recogniser."""
 
+    name, key = NETWORK, "1"
+
     def __init__(self) -> None:
         self.encoder = load_demo_encoder(ASSETS / "encoder.safetensors")
         self.asked = 0
@@ -79,7 +82,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def observer(embedder, tmp_path_factory) -> Observer:
-    return Observer({NETWORK: embedder}, {NETWORK: "1"}, tmp_path_factory.mktemp("seen"))
+    return Observer([embedder], tmp_path_factory.mktemp("seen"))
 
 
 @pytest.fixture(scope="module")
@@ -253,20 +256,22 @@ def test_every_face_of_a_group_is_a_row_of_its_own(observer, two_faces, astronau
 
 def test_nothing_is_looked_at_twice_and_a_changed_file_is(embedder, root, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "sources")
-    first = Gallery(tmp_path / "sources", Observer({NETWORK: embedder}, {NETWORK: "1"}, tmp_path / "seen"))
+    first = Gallery(tmp_path / "sources", Observer([embedder], tmp_path / "seen"))
     asked = embedder.asked
-    again = Gallery(tmp_path / "sources", Observer({NETWORK: embedder}, {NETWORK: "1"}, tmp_path / "seen"))
+    again = Gallery(tmp_path / "sources", Observer([embedder], tmp_path / "seen"))
     assert embedder.asked == asked
     assert np.array_equal(first.embeddings(NETWORK), again.embeddings(NETWORK))
     changed = tmp_path / "sources" / first.names[1]
     shutil.copy(tmp_path / "sources" / first.names[2], changed)
-    Gallery(tmp_path / "sources", Observer({NETWORK: embedder}, {NETWORK: "1"}, tmp_path / "seen"))
+    Gallery(tmp_path / "sources", Observer([embedder], tmp_path / "seen"))
     assert embedder.asked == asked  # the same picture under another name
     Image.fromarray(np.asarray(Image.open(changed)) // 2).save(changed)
-    Gallery(tmp_path / "sources", Observer({NETWORK: embedder}, {NETWORK: "1"}, tmp_path / "seen"))
+    Gallery(tmp_path / "sources", Observer([embedder], tmp_path / "seen"))
     assert embedder.asked == asked + 1
-    Gallery(tmp_path / "sources", Observer({NETWORK: embedder}, {NETWORK: "2"}, tmp_path / "seen"))
-    assert embedder.asked > asked + len(PEOPLE)  # another network of that name
+    other = copy(embedder)
+    other.key = "2"
+    Gallery(tmp_path / "sources", Observer([other], tmp_path / "seen"))
+    assert other.asked > asked + len(PEOPLE)  # another network of that name
 
 
 def test_what_cannot_be_read_is_named_and_results_are_no_sources(observer, root, tmp_path: Path) -> None:

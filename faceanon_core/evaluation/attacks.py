@@ -6,6 +6,7 @@ Every attack returns lines of a table: a label, and what an attacker reaches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from torch import Tensor
 from ..diffusion import DemoModel
 from ..errors import UnknownNameError
 from ..leakage import NOTHING
-from ..pipeline import Anonymizer
 from ..regions import RegionChoice
 from ..weights import ASSETS
 from .baselines import COVERS, Pixels, Workshop, make_results, run_baseline, run_settings, settings_key
@@ -76,7 +76,7 @@ def enlarge(pixels: Pixels) -> Pixels:
     return unsharp(np.asarray(large, np.uint8), 1.5, 2.0 * _UPSCALE)
 
 
-def average(bench: Bench, methods: list[Method]) -> list[Figures]:
+def average(bench: Bench) -> list[Figures]:
     """Several results of one source, with different seeds: the first alone, the mean picture, the mean embedding."""
     runs = [_seeded(bench.workshop, seed) for seed in SEEDS]
     names = [name for name in bench.workshop.sources if all(name in run.results for run in runs)]
@@ -120,7 +120,7 @@ def _mean_embedding(network: str, faces: Sequence[Seen]) -> NDArray[np.float32]:
     return vector / np.linalg.norm(vector)
 
 
-def link(bench: Bench, methods: list[Method]) -> list[Figures]:
+def link(bench: Bench) -> list[Figures]:
     """Two photographs of a person, both anonymized: does the one result find the other among those of all people?
 
     The second photograph is the first one mirrored, darker, turned and shifted, since the sources show everyone once; two
@@ -165,7 +165,7 @@ def another_view(pixels: Pixels) -> Pixels:
     return np.clip(np.asarray(turned, np.float32) * 0.85 + 4, 0, 255).astype(np.uint8)
 
 
-def start(bench: Bench, methods: list[Method]) -> list[Figures]:
+def start(bench: Bench) -> list[Figures]:
     """What the start latent hands on: from pure noise, from the noised source (default), from less noise than that."""
     pure = run_settings("start noise", replace(bench.workshop.settings, start="noise"), bench.workshop)
     whole = bench.line("source, all of the noise (default)", _seeded(bench.workshop, 0))
@@ -183,14 +183,13 @@ def _late_start(workshop: Workshop, share: float) -> Method:
         def sigmas(self, steps: int) -> Tensor:
             return super().sigmas(steps)[steps - max(1, round(steps * share)) :]
 
-    late = Anonymizer()
-    late.__dict__.update(workshop.anonymizer.__dict__)
+    late = copy(workshop.anonymizer)
     late.model = LateModel(ASSETS, workshop.anonymizer.model.device)
     key = settings_key(workshop.settings, share)
     return workshop.make(f"start {share:g}", key, lambda pixels: late.anonymize(pixels, workshop.settings).pixels)
 
 
-def regions(bench: Bench, methods: list[Method]) -> list[Figures]:
+def regions(bench: Bench) -> list[Figures]:
     """What a kept region tells: the default with each region kept."""
     lines = [bench.line(NOTHING, _seeded(bench.workshop, 0))]
     for region in REGIONS:
@@ -199,9 +198,10 @@ def regions(bench: Bench, methods: list[Method]) -> list[Figures]:
     return lines
 
 
-ATTACKS: dict[str, Callable[[Bench, list[Method]], list[Figures]]] = {
-    "sharpen": sharpen, "average": average, "link": link, "start": start, "regions": regions,
+_ON_THE_DEFAULT: dict[str, Callable[[Bench], list[Figures]]] = {
+    "average": average, "link": link, "start": start, "regions": regions,
 }  # fmt: skip
+ATTACKS = ("sharpen", *_ON_THE_DEFAULT)
 
 
 def run_attack(name: str, bench: Bench, methods: list[Method]) -> list[Figures]:
@@ -213,4 +213,4 @@ def run_attack(name: str, bench: Bench, methods: list[Method]) -> list[Figures]:
     """
     if name not in ATTACKS:
         raise UnknownNameError(f"there is no attack {name!r}; known: {', '.join(ATTACKS)}")
-    return ATTACKS[name](bench, methods)
+    return sharpen(bench, methods) if name == "sharpen" else _ON_THE_DEFAULT[name](bench)

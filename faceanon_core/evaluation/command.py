@@ -9,16 +9,17 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..names import split_names
 
 if TYPE_CHECKING:
+    from ..identity import FaceRecogniser
     from .attacks import Bench
     from .baselines import Workshop
     from .harness import Figures, Gallery, Method, Row
-    from .observe import Embedder, Observer
+    from .observe import Observer
 
 _NEEDED = ("torchmetrics", "matplotlib", "jinja2")
 _SEEN, _MADE = "seen", "made"  # folders in the output that make a run resumable
@@ -51,10 +52,11 @@ def run(options: argparse.Namespace) -> int:
     Raises: InputError for folders that do not fit, a lacking package, or nothing to measure.
     """
     _check(options)
+    from ..dlib_recogniser import open_recogniser
     from .attacks import Bench, run_attack
     from .harness import Gallery, find_thresholds
 
-    networks = [_open_network(path) for path in options.recogniser]
+    networks = [open_recogniser(path) for path in options.recogniser]
     observer = _observer(networks, options)
     gallery = Gallery(options.sources, observer, options.results)
     sys.stderr.writelines(f"not measured: {name}: {why}\n" for name, why in gallery.unread.items())
@@ -122,22 +124,6 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("two recognisers have the same file name; give them different ones")
 
 
-class _Network(NamedTuple):
-    """A recogniser, what changes when it does, and its calibrated thresholds."""
-
-    name: str
-    embedder: Embedder
-    key: str
-    thresholds: dict[float, float]
-
-
-def _open_network(path: Path) -> _Network:
-    from ..dlib_recogniser import open_recogniser
-
-    recogniser = open_recogniser(path)
-    return _Network(recogniser.name, recogniser, recogniser.key, recogniser.thresholds)
-
-
 def identity_text(method: str, identity: Figures) -> str:
     """For people, one line per network: what it knows of a method's results."""
     from .tables import say_share
@@ -149,7 +135,7 @@ def identity_text(method: str, identity: Figures) -> str:
     )
 
 
-def _observer(networks: list[_Network], options: argparse.Namespace) -> Observer:
+def _observer(networks: list[FaceRecogniser], options: argparse.Namespace) -> Observer:
     from .features import OnnxFeatures
     from .observe import Observer
 
@@ -158,8 +144,7 @@ def _observer(networks: list[_Network], options: argparse.Namespace) -> Observer
         (options.output / _SEEN).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{options.output} cannot be written: {error.strerror}") from error
-    embedders, keys = {net.name: net.embedder for net in networks}, {net.name: net.key for net in networks}
-    return Observer(embedders, keys, options.output / _SEEN, features)
+    return Observer(networks, options.output / _SEEN, features)
 
 
 def _workshop(options: argparse.Namespace, gallery: Gallery) -> Workshop:

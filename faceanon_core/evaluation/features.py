@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError, WeightsError
+from ..errors import WeightsError
+from ..pretrained import open_onnx
 from .observe import file_hash
 
 
@@ -22,16 +23,7 @@ class OnnxFeatures:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise InputError("a feature network needs onnxruntime; install it with pip install onnxruntime") from error
-        if not path.is_file():
-            raise WeightsError(f"{path} is missing; name a feature network in ONNX")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common base but Exception
-            raise WeightsError(f"{path} is no network onnxruntime can read") from error
+        self._session = open_onnx(path, "feature network")
         self._input = self._session.get_inputs()[0].name
         shape = list(self._session.get_inputs()[0].shape)
         if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or shape[2] != shape[3]:

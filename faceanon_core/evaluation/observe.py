@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..encoder import DemoEncoder, load_demo_encoder
 from ..errors import AnonymizationError
 from ..faces import Face, FaceDetector, face_at
 from ..geometry import Box, FloatArray
+from ..identity import FaceRecogniser
 from ..image import load_picture
 from ..weights import ASSETS
 from .measures import detail
@@ -30,14 +31,6 @@ from .measures import detail
 CROP_PX = 256
 _FORMAT = 1  # of what is kept on disk
 DEMO_FEATURES = "the demo encoder"
-
-
-class Embedder(Protocol):
-    """A face-recognition network; `identity.Recogniser` is the one we ship."""
-
-    def embed(self, pixels: NDArray[np.uint8], landmarks: FloatArray) -> NDArray[np.float32]:
-        """Unit-norm (D,) of the face with (478, 2) landmarks in (H, W, 3) uint8 RGB."""
-        ...
 
 
 class FeatureNetwork(Protocol):
@@ -76,20 +69,20 @@ class Observer:
     """Looks at pictures and remembers what it saw in `folder`, by the file's content and the networks.
 
     Args:
-        recognisers: networks by name.
-        keys: changes where a recogniser of the same name does, for example the hash of its file.
+        recognisers: each of another name.
         features: None: the demo encoder's own.
     """
 
-    def __init__(
-        self, recognisers: Mapping[str, Embedder], keys: Mapping[str, str], folder: Path,
-        features: FeatureNetwork | None = None,
-    ) -> None:  # fmt: skip
-        self.recognisers, self._folder = dict(recognisers), folder
+    def __init__(self, recognisers: Sequence[FaceRecogniser], folder: Path, features: FeatureNetwork | None = None) -> None:
+        self.recognisers, self._folder = {network.name: network for network in recognisers}, folder
         self.detector = FaceDetector()
         self._encoder = load_demo_encoder(ASSETS / "encoder.safetensors")
         self.features = features or DemoFeatures(self._encoder)
-        networks = [self.features.key, file_hash(ASSETS / "encoder.safetensors"), *sorted(keys.items())]
+        networks = [
+            self.features.key,
+            file_hash(ASSETS / "encoder.safetensors"),
+            *sorted((network.name, network.key) for network in recognisers),
+        ]
         self._key = json.dumps([_FORMAT, CROP_PX, networks])
 
     def sources(self, path: Path) -> list[Seen]:
