@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from .errors import InputError, UnknownNameError
 
-UNKNOWN = "unknown"
-
 
 @dataclass(frozen=True)
 class Attribute:

@@ -15,12 +15,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli_check, cli_engine, cli_targets
 from .attributes import parse_attributes
+from .console import say, warn
 from .errors import FaceAnonError, InputError, WeightsError
 from .evaluation.command import add_evaluate
 from .folder import NAMES, Journal, fill_folder, make_namer, names_sources, refuse_unwritable, remove_leftovers
@@ -29,7 +29,6 @@ from .names import split_names
 from .sources import find_sources
 
 if TYPE_CHECKING:
-    from .encoder import AttributeEncoder
     from .pipeline import Anonymizer, Result, Settings
 
 log = logging.getLogger("faceanon")
@@ -47,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         return code
     except FaceAnonError as error:
-        _say(f"faceanon: {error}")
+        warn(f"faceanon: {error}")
         # a picture that cannot be anonymized is a failure; anything else is a command that could not start
         return 2 if isinstance(error, (InputError, WeightsError)) else 1
     except OSError as error:
-        _say(f"faceanon: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
+        warn(f"faceanon: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
         return 2
     except KeyboardInterrupt:
-        _say("faceanon: stopped; run the same command again to go on")
+        warn("faceanon: stopped; run the same command again to go on")
         return 1
 
 
@@ -166,7 +165,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
     preset = Settings()
     if options.preset == "reference":
-        preset = reference_settings((_guide(options.encoder) or DemoEncoder).unit_strength)
+        preset = reference_settings((cli_engine.open_guide(options.encoder) or DemoEncoder).unit_strength)
     guidance, away = preset.guidance, options.away_identity
     if options.strength is not None:
         guidance = replace(guidance, strength=options.strength)
@@ -201,32 +200,22 @@ def _has_own_seeds(options: argparse.Namespace) -> bool:
     return options.run is _run_anonymize and options.source.is_dir() and options.preset != "reference"
 
 
-@cache
-def _guide(path: Path | None) -> AttributeEncoder | None:
-    """The encoder the user brings."""
-    if path is None:
-        return None
-    from .vision_encoders import load_vision_encoder
-
-    return load_vision_encoder(path)
-
-
 def _run_download(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .optional import download, find_optional, model_folder
 
     model = find_optional(options.name)
-    _say(f"{model.file}, {model.licence}: {model.purpose}")
+    warn(f"{model.file}, {model.licence}: {model.purpose}")
     with tqdm(unit="B", unit_scale=True, disable=None) as bar:
         path = download(model, options.output or model_folder(), bar.update)
-    _say(str(path), sys.stdout)
+    say(str(path))
     return 0
 
 
 def _run_benchmark(options: argparse.Namespace) -> int:
     for line in _benchmark(options):
-        _say(line, sys.stdout)
+        say(line)
     return 0
 
 
@@ -263,9 +252,9 @@ def _run_demo(options: argparse.Namespace) -> int:
     before = _demo_portrait()
     refuse_existing(options.output)
     refuse_unwritable(options.output)
-    result = _open_anonymizer(options).anonymize(before, _settings(options), _bar())
+    result = cli_engine.open_anonymizer(options).anonymize(before, _settings(options), _bar())
     save_picture(Picture(np.hstack([before, result.pixels])), options.output)
-    _say(f"wrote {options.output}: before on the left, after on the right", sys.stdout)
+    say(f"wrote {options.output}: before on the left, after on the right")
     return _report(options.output, result)
 
 
@@ -293,9 +282,9 @@ def _run_anonymize(options: argparse.Namespace) -> int:
         refuse_unwritable(path)
     picture = load_picture(options.source, options.keep_metadata)
     check_fits(picture, output.suffix)
-    result = _open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
+    result = cli_engine.open_anonymizer(options).anonymize(picture.pixels, settings, _bar())
     save_picture(replace(picture, pixels=result.pixels), output)
-    _say(f"wrote {output}", sys.stdout)
+    say(f"wrote {output}")
     if options.chart is not None:
         _save_chart(result, options.chart)
     return _report(options.source, result)
@@ -308,10 +297,10 @@ def _save_chart(result: Result, path: Path) -> None:
 
     sampled = [(number, face.readout) for number, face in enumerate(result.faces, 1) if face.readout]
     if not sampled:
-        _say(f"{path} is not written: no face was replaced, so there is nothing to draw")
+        warn(f"{path} is not written: no face was replaced, so there is nothing to draw")
         return
     save_picture(Picture(np.vstack([draw_chart(steps, whose=f"face {number}, ") for number, steps in sampled])), path)
-    _say(f"wrote {path}", sys.stdout)
+    say(f"wrote {path}")
 
 
 def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
@@ -327,7 +316,7 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
         raise InputError(f"{options.output} is not empty, and random names cannot tell what is done; choose a new folder")
     if options.names != "keep" and names_sources(output):
         raise InputError(f"the journal in {options.output} names sources; choose a new folder for {options.names} names")
-    anonymizer = _open_anonymizer(cli_engine.driver_options(options))
+    anonymizer = cli_engine.open_anonymizer(cli_engine.driver_options(options))
     anonymizer.check(settings)
     engine = cli_engine.open_engine(options, anonymizer, settings)
     others = [options.encoder, options.parser, options.identity_network, *([options.gallery] if options.gallery else [])]
@@ -335,10 +324,10 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
     journal = Journal(output, _fingerprint(settings, options.keep_metadata, anonymizer, *resolved), namer)
     names = {path: namer(path.relative_to(source).as_posix()) for path in files}
     for note in found.notes:
-        _say(note)
+        warn(note)
 
     def tell(path: Path, why: str) -> None:
-        _say(f"failed: {path.relative_to(source).as_posix()}: {why}")
+        warn(f"failed: {path.relative_to(source).as_posix()}: {why}")
 
     for path, why in found.unread.items():
         tell(path, why)
@@ -346,7 +335,7 @@ def _run_folder(options: argparse.Namespace, settings: Settings) -> int:
         remove_leftovers(output)
         problems = fill_folder(names, journal, engine, tell)
     count = len(found.unread) + sum(map(len, problems.values()))
-    _say(f"{len(files)} pictures, {count} problems, written to {options.output}", sys.stdout)
+    say(f"{len(files)} pictures, {count} problems, written to {options.output}")
     return 1 if count else 0
 
 
@@ -356,24 +345,6 @@ def _fingerprint(settings: Settings, keep_metadata: bool, anonymizer: Anonymizer
     seen = anonymizer.detector.key
     text = json.dumps([asdict(settings), keep_metadata, checks, seen, *map(str, others)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _open_anonymizer(options: argparse.Namespace) -> Anonymizer:
-    from .checks import usable_device
-    from .pipeline import Anonymizer
-    from .recognition import load_recognition
-    from .semantic_parser import load_semantic_parser
-
-    usable_device(options.device)
-    face_parser = load_semantic_parser(options.parser).to(options.device) if options.parser is not None else None
-    return Anonymizer(
-        device=options.device,
-        parser=face_parser,
-        recognisers=cli_check.open_recognisers(options),
-        galleries=cli_targets.galleries(options),
-        guide=_guide(options.encoder),
-        recognition=load_recognition(options.identity_network) if options.identity_network is not None else None,
-    )
 
 
 def _bar() -> Any:
@@ -393,12 +364,8 @@ def _bar() -> Any:
 
 def _report(source: Path, result: Result) -> int:
     for warning in result.warnings:
-        _say(f"{source.name}: {warning}")
+        warn(f"{source.name}: {warning}")
     return 1 if result.warnings else 0
-
-
-def _say(text: str, stream: Any = None) -> None:
-    (stream or sys.stderr).write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .console import say, warn
 from .errors import InputError
 from .folder import NAMES, make_namer
 from .image import refuse_existing
@@ -66,7 +67,7 @@ def choose_recognisers(options: argparse.Namespace) -> None:
     if not options.recogniser and options.preset != "reference" and _is_whole_face(options):
         options.recogniser = [Path(DLIB)]
     if options.recogniser in ([], [Path(_NONE)]):
-        sys.stderr.write("no recogniser checks the results, so people may still be recognisable; see --recogniser\n")
+        warn("no recogniser checks the results, so people may still be recognisable; see --recogniser")
 
 
 def _is_whole_face(options: argparse.Namespace) -> bool:
@@ -106,12 +107,12 @@ def _run_calibrate(options: argparse.Namespace) -> int:
     measured = calibrate(recogniser, options.faces, _show_progress)
     _write(output, card_text(measured.card))
     for rate, bound in measured.card.thresholds.items():
-        _say(f"{rate:.1%} of {measured.card.measured['pairs']} pairs of different people are above {bound:.3f}")
+        say(f"{rate:.1%} of {measured.card.measured['pairs']} pairs of different people are above {bound:.3f}")
     for reason in measured.left_out:
-        _say(reason)
+        say(reason)
     first, second, similarity = measured.most_alike
-    _say(f"most alike: {first.name} and {second.name} ({similarity:.3f}); if they are one person, take one out")
-    _say(f"wrote {output}")
+    say(f"most alike: {first.name} and {second.name} ({similarity:.3f}); if they are one person, take one out")
+    say(f"wrote {output}")
     return 0
 
 
@@ -155,7 +156,3 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")

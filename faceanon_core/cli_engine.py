@@ -1,16 +1,19 @@
-"""The options of `faceanon anonymize` about engines, and the engine they ask for."""
+"""What `faceanon anonymize` opens: the models its options name, and the engine they ask for."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import cli_check, cli_targets
 from .engines import Engine, Maker, Staff, check_ray, make_picture, run_here, run_on_ray
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .encoder import AttributeEncoder
     from .pipeline import Anonymizer, Settings
 
 ENGINES = ("local", "ray")
@@ -47,6 +50,35 @@ def use_threads(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
 
 
+def open_anonymizer(options: argparse.Namespace) -> Anonymizer:
+    """With the models that the options name. Raises: InputError or WeightsError for what cannot be opened."""
+    from .checks import usable_device
+    from .pipeline import Anonymizer
+    from .recognition import load_recognition
+    from .semantic_parser import load_semantic_parser
+
+    usable_device(options.device)
+    face_parser = load_semantic_parser(options.parser).to(options.device) if options.parser is not None else None
+    return Anonymizer(
+        device=options.device,
+        parser=face_parser,
+        recognisers=cli_check.open_recognisers(options),
+        galleries=cli_targets.galleries(options),
+        guide=open_guide(options.encoder),
+        recognition=load_recognition(options.identity_network) if options.identity_network is not None else None,
+    )
+
+
+@cache
+def open_guide(path: Path | None) -> AttributeEncoder | None:
+    """The encoder the user brings."""
+    if path is None:
+        return None
+    from .vision_encoders import load_vision_encoder
+
+    return load_vision_encoder(path)
+
+
 def driver_options(options: argparse.Namespace) -> argparse.Namespace:
     """The options for what this process itself opens; where a running cluster makes the pictures, it needs no GPU."""
     if options.engine == "ray" and os.environ.get("RAY_ADDRESS"):
@@ -72,6 +104,4 @@ def open_engine(options: argparse.Namespace, anonymizer: Anonymizer, settings: S
 
 def _open_maker(options: argparse.Namespace, settings: Settings) -> Maker:
     """Called in a worker."""
-    from .cli import _open_anonymizer
-
-    return partial(make_picture, _open_anonymizer(options), settings, options.keep_metadata)
+    return partial(make_picture, open_anonymizer(options), settings, options.keep_metadata)

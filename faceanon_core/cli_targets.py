@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli_check
 from .attributes import VOCABULARY, Attributes, describe, parse_attributes
+from .console import say
 from .errors import InputError, NoFaceError
 from .image import Picture, load_picture, refuse_existing, save_picture
 from .names import split_names
@@ -75,13 +75,13 @@ def _run_targets(options: argparse.Namespace) -> int:
     if options.output is not None:
         save_picture(Picture(gallery_sheet(galleries(options))), options.output)
     for name, attributes in sorted(gallery_index(galleries(options)).items()):
-        _say(f"{name:12} {describe(attributes)}")
-    _say("\nattributes that --attributes takes:")
+        say(f"{name:12} {describe(attributes)}")
+    say("\nattributes that --attributes takes:")
     for attribute in VOCABULARY:
         if attribute.learned:
-            _say(f"{attribute.name:12} {', '.join(attribute.values)}")
+            say(f"{attribute.name:12} {', '.join(attribute.values)} ({attribute.meaning})")
     if options.output is not None:
-        _say(f"\nwrote {options.output}")
+        say(f"\nwrote {options.output}")
     return 0
 
 
@@ -107,13 +107,13 @@ def _run_synthesize(options: argparse.Namespace) -> int:
         source, asked = _source_and_attributes(options, detector, encoder)
         candidates = _make_candidates(options, detector, encoder, source, asked)
     save_picture(Picture(candidate_sheet(candidates)), options.output)
-    _say(describe_candidates(candidates, asked))
-    _say(f"wrote {options.output}")
+    say(describe_candidates(candidates, asked))
+    say(f"wrote {options.output}")
     if options.save is not None:
         chosen = best_candidate(candidates if options.pick is None else [candidates[options.pick - 1]])
         assert chosen.target is not None
         path = save_target(chosen.target, options.save, own, taken)
-        _say(f"saved {path}; use it with --target {options.save}")
+        say(f"saved {path}; use it with --target {options.save}")
     return 0
 
 
@@ -136,7 +136,7 @@ def _source_and_attributes(
     source = crop_face(pixels, faces[0], 256)
     found = source_attributes(source, encoder, kept)
     if unsure := [name for name in kept if name not in found]:
-        _say(f"{', '.join(unsure)} of the source cannot be told for sure and may be anything")
+        say(f"{', '.join(unsure)} of the source cannot be told for sure and may be anything")
     return source, found | asked
 
 
@@ -159,7 +159,3 @@ def _make_candidates(
     numbers = tqdm(range(options.count), unit="face", disable=None)
     made = (synthesize_picture(model, asked, options.seed + number) for number in numbers)
     return [judge_candidate(pixels, asked, detector, encoder, excess if recognisers else None) for pixels in made]
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")

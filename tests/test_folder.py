@@ -202,8 +202,8 @@ def test_a_full_disk_stops_the_run_with_one_sentence(folder: Path, monkeypatch) 
 @pytest.fixture
 def anonymize(folder: Path, anonymizer, monkeypatch):
     """Runs the command over album/ into made/."""
-    monkeypatch.setattr(cli, "_open_anonymizer", lambda options: anonymizer)
-    monkeypatch.setattr(cli, "_guide", lambda path: None)
+    monkeypatch.setattr(cli_engine, "open_anonymizer", lambda options: anonymizer)
+    monkeypatch.setattr(cli_engine, "open_guide", lambda path: None)
     monkeypatch.setattr(cli_engine, "open_engine", lambda *words: copy)
     monkeypatch.chdir(folder)
     return lambda *words: cli.main(["anonymize", "album", "-o", "made", "--recogniser", "none", *map(str, words)])

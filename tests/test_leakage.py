@@ -12,7 +12,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from pack import load_pack
 
-from faceanon_core import cli
+from faceanon_core import cli, cli_engine
 from faceanon_core.errors import UnknownNameError
 from faceanon_core.evaluation.attacks import REGIONS
 from faceanon_core.leakage import NOTHING, kept_region_warning, late_start_warning, measured_leakage
@@ -74,7 +74,7 @@ def test_unknown_regions_are_refused() -> None:
 
 
 def test_the_command_line_warns_once_for_a_whole_folder(anonymizer, portrait, tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(cli, "_open_anonymizer", lambda options: anonymizer)
+    monkeypatch.setattr(cli_engine, "open_anonymizer", lambda options: anonymizer)
     anonymizer._warned.clear()
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.png"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..console import say, warn
 from ..errors import InputError
 from ..names import split_names
 
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     networks = [open_recogniser(path) for path in options.recogniser]
     observer = _observer(networks, options)
     gallery = Gallery(options.sources, observer, options.results)
-    sys.stderr.writelines(f"not measured: {name}: {why}\n" for name, why in gallery.unread.items())
-    sys.stderr.writelines(f"{note}\n" for note in gallery.notes)
+    for line in (*(f"not measured: {name}: {why}" for name, why in gallery.unread.items()), *gallery.notes):
+        warn(line)
     thresholds = {network.name: find_thresholds(gallery, network.name, network.thresholds) for network in networks}
     bench = Bench(_workshop(options, gallery), gallery, observer, thresholds)
     methods: list[Method] = []
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         measured, figures["methods"][method.name] = bench.measure(method)
         methods.append(method)
         rows += measured
-        sys.stdout.write(identity_text(method.name, figures["methods"][method.name]["identity"]))
+        say(identity_text(method.name, figures["methods"][method.name]["identity"]))
         write_report(figures, rows, methods, gallery, options.output)
     for name in split_names(options.attacks):
         lines = run_attack(name, bench, methods)
@@ -128,9 +128,9 @@ def identity_text(method: str, identity: Figures) -> str:
     """For people, one line per network: what it knows of a method's results."""
     from .tables import say_share
 
-    return "".join(
+    return "\n".join(
         f"{method}, {network}: same person at 1% false accepts {say_share(found['same_person']['0.01'])}; "
-        f"source found at rank 1 among {found['searched_among']}: {say_share(found['rank1'])}\n"
+        f"source found at rank 1 among {found['searched_among']}: {say_share(found['rank1'])}"
         for network, found in identity.items()
     )
 
