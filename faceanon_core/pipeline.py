@@ -27,19 +27,19 @@ from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, No
 from .faces import Face, FaceDetector, Unfitted
 from .geometry import FACE_OVAL, arcface_alignment
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
+from .hiding import hide_faces
 from .identity import FaceRecogniser, Verdict
 from .image import load_picture
 from .judge import Judgement, check_finite, judge_face
 from .leakage import kept_region_warning
-from .light import new_face_light
 from .parsing import FaceParser, LandmarkParser, region_labels
-from .proportions import CHECKED, UNCHECKED, change_proportions
+from .proportions import CHECKED, UNCHECKED
 from .recognition import RecognitionNetwork
 from .redact import redact_face
 from .regions import RegionChoice, RegionMask, latent_mask, region_mask, share_left
 from .retry import TRY_SEED, Push, push_harder, until_anonymous
 from .sampling import Step, sample_guided, seeded_noise
-from .sketch import DRAWN, face_sketch, hide_face
+from .sketch import DRAWN
 from .target import (
     Target,
     choose_target,
@@ -282,16 +282,11 @@ class Anonymizer:
         callback: Callable[[Step], None] | None = None,
     ) -> Tensor:  # fmt: skip
         """Sample one new crop. Returns: (1, 3, S, S) float 0..1."""
-        source, model = crop.tensor, self.model
-        filling: Tensor | float = 0.5
-        lit: Tensor | None = None  # what follows the drawing
-        if settings.describe:
-            changed = change_proportions(crop.landmarks, mask.core, seed, self._proportions(settings))
-            light = new_face_light(crop, settings.attributes.get("skin"))
-            filling = face_sketch(changed, model.size_px, light)
-            lit = face_sketch(crop.landmarks, model.size_px, light, lines=False) if settings.drawn < 1 else None
-        hidden = hide_face(source, mask.core, filling)
-        source_latent, masked_latent = model.encode(source), model.encode(hidden)
+        model = self.model
+        drawn = settings.drawn if settings.describe else None
+        skin = settings.attributes.get("skin")
+        hidden = hide_faces([crop], mask.core, [seed], self._proportions(settings), drawn, skin)
+        source_latent, masked_latent = model.encode(crop.tensor), model.encode(hidden[0].image)
         hole = latent_mask(mask.core, source_latent.shape[-1]).to(model.device)
         told: Attributes = {}
         away = None
@@ -300,9 +295,8 @@ class Anonymizer:
             away = model.tokens.encode(opposite) if opposite is not None and settings.emphasis > 1 else None
         noise, sigmas = seeded_noise(seed), model.sigmas(settings.steps).to(model.device)
         cond = InpaintCond(model.tokens.encode(told), hole, masked_latent, source_latent, away, settings.emphasis)
-        if lit is not None:
-            plain = model.encode(hide_face(source, mask.core, lit))
-            cond = replace(cond, plain_latent=plain, plain_below=last_sigma(sigmas, settings.drawn))
+        for later in hidden[1:]:
+            cond = replace(cond, plain_latent=model.encode(later.image), plain_below=last_sigma(sigmas, later.start))
         start = source_latent if settings.start == "source" else source_latent * (1 - hole)
         x = start + sigmas[0] * noise(start)
         terms = self._terms(crop, mask, target, settings)

@@ -17,7 +17,7 @@ from ..faceanon_core.sketch import DRAWN
 from .convert import CATEGORY, SEEDS, check_found_in, check_pair, from_image, one_by_one, to_pixels
 from .crop import check_cut_from, seams_of, stitch_all
 from .folders import file_stamps, model_folders, weights_names, weights_path
-from .sample import GuidedSampler, InpaintFaces
+from .sample import GuidedSampler, InpaintFaces, inpaint_faces
 
 _CARD = -1.0  # as a bound nothing could pass it
 _POLICIES = ["stop", "redact"]
@@ -214,9 +214,7 @@ class RetrySampler:
             push = push_harder(Push(guidance.settings.strength, proportions, drawn), pushes)
             number = (seed + attempt * TRY_SEED) % SEEDS
             pushed = replace(guidance, settings=replace(guidance.settings, strength=push.strength))
-            conditioning = InpaintFaces().encode(
-                positive, negative, vae, crops, mask, sketch, push.proportions, number, push.drawn
-            )
+            conditioning = inpaint_faces(positive, negative, vae, crops, mask, sketch, push.proportions, number, push.drawn)
             sampler = comfy_bridge.GuidedSampler(pushed, vae)
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
             return comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError
-from ..faceanon_core.geometry import FloatArray
 from ..faceanon_core.guidance import LIMIT, GuidanceSettings
 from ..faceanon_core.proportions import UNCHECKED
 from ..faceanon_core.sketch import DRAWN
@@ -84,40 +83,37 @@ class InpaintFaces:
         self, positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int,
         drawn: float = DRAWN,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
-        from ..faceanon_core.proportions import change_proportions
-        from ..faceanon_core.regions import latent_mask
-        from ..faceanon_core.sketch import hide_face
-        from ..faceanon_core.tracking import person_rows
-        from . import comfy_bridge
+        return inpaint_faces(positive, negative, vae, crops, mask, sketch, proportions, seed, drawn)
 
-        sources = [crop for _, crop in crops]
-        persons = person_rows(sources)
-        images = torch.cat([crop.tensor for crop in sources])
-        core = (match_batch(from_mask(mask), len(crops), "mask") >= 0.5).float()
-        check_side(core, crops, "mask")
-        _check_hides(core)
-        samples = comfy_bridge.vae_encode(vae, images)
-        hole = latent_mask(core, samples.shape[-1])
-        border = max(0.0, drawn - _EARLIER * (drawn < 1)) if sketch else 0.0  # share of the schedule where the lines end
-        skin = positive[0][1].get(ASKED_SKIN)
-        parts: list[tuple[Tensor | float, float, float]] = []
-        if border > 0:
-            faces = zip(sources, core.split(1), persons, strict=True)
-            poses = [change_proportions(crop.landmarks, hole_, seed + person, proportions) for crop, hole_, person in faces]
-            parts.append((_drawings(sources, poses, skin, lines=True), 0.0, border))
-        if border < 1:
-            as_they_are = [crop.landmarks for crop in sources]
-            parts.append((_drawings(sources, as_they_are, skin, lines=False) if sketch else 0.5, border, 1.0))
-        latent = {"samples": samples, "noise_mask": hole}
-        if any(crop.person is not None for crop in sources):
-            latent["batch_index"] = persons  # samplers then repeat each person's noise
-        told: tuple[list[Any], list[Any]] = ([], [])
-        for filling, start, end in parts:
-            hidden = comfy_bridge.vae_encode(vae, hide_face(images, core, filling))
-            extra = {"concat_latent_image": hidden, "concat_mask": hole}
-            for cond, entries in zip((positive, negative), told, strict=True):
-                entries.extend(comfy_bridge.extend(comfy_bridge.narrow(cond, start, end), extra))
-        return *told, latent
+
+def inpaint_faces(
+    positive: Any, negative: Any, vae: Any, crops: Any, mask: Tensor, sketch: bool, proportions: float, seed: int,
+    drawn: float,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """CONDITIONING, CONDITIONING and LATENT of the crops with their faces hidden; the inputs are those of Inpaint Faces."""
+    from ..faceanon_core.hiding import hide_faces
+    from ..faceanon_core.regions import latent_mask
+    from ..faceanon_core.tracking import person_rows
+    from . import comfy_bridge
+
+    sources = [crop for _, crop in crops]
+    persons = person_rows(sources)
+    core = (match_batch(from_mask(mask), len(crops), "mask") >= 0.5).float()
+    check_side(core, crops, "mask")
+    _check_hides(core)
+    samples = comfy_bridge.vae_encode(vae, torch.cat([crop.tensor for crop in sources]))
+    hole = latent_mask(core, samples.shape[-1])
+    latent = {"samples": samples, "noise_mask": hole}
+    if any(crop.person is not None for crop in sources):
+        latent["batch_index"] = persons  # samplers then repeat each person's noise
+    shown = max(0.0, drawn - _EARLIER * (drawn < 1)) if sketch else None
+    seeds, skin = [seed + person for person in persons], positive[0][1].get(ASKED_SKIN)
+    told: tuple[list[Any], list[Any]] = ([], [])
+    for part in hide_faces(sources, core, seeds, proportions, shown, skin):
+        extra = {"concat_latent_image": comfy_bridge.vae_encode(vae, part.image), "concat_mask": hole}
+        for cond, entries in zip((positive, negative), told, strict=True):
+            entries.extend(comfy_bridge.extend(comfy_bridge.narrow(cond, part.start, part.end), extra))
+    return *told, latent
 
 
 def _check_hides(core: Tensor) -> None:
@@ -129,18 +125,6 @@ def _check_hides(core: Tensor) -> None:
         if not bool(plane.any()):
             whose = "the mask" if len(core) == 1 else f"the mask of face {number} of {len(core)}"
             raise InputError(f"{whose} is empty, so nothing of the face would be regenerated; use the mask of Region Mask")
-
-
-def _drawings(crops: list[Any], poses: list[FloatArray], skin: str | None, lines: bool) -> Tensor:
-    """What fills the hole of each crop, (B,3,S,S); `skin` as `new_face_light` takes it, `lines` as `face_sketch` does."""
-    from ..faceanon_core.light import new_face_light
-    from ..faceanon_core.sketch import face_sketch
-
-    sketches = [
-        face_sketch(pose, crop.tensor.shape[-1], new_face_light(crop, skin), lines)
-        for crop, pose in zip(crops, poses, strict=True)
-    ]
-    return torch.cat(sketches)
 
 
 class AttributeGuidance:
