@@ -346,7 +346,7 @@ class Anonymizer:
             if callback is not None:
                 callback(step)
 
-        def make(attempt: int, pushes: int) -> Tensor:
+        def make(attempt: int, pushes: int, _: list[int]) -> Tensor:
             readout.clear()
             result = self.regenerate(crop, mask, target, self._pushed(settings, pushes), seed + attempt * TRY_SEED, on_step)
             check_finite(result)

@@ -32,26 +32,26 @@ class Retried:
 
 
 def until_anonymous(
-    make: Callable[[int, int], Tensor], judge: Callable[[Tensor], list[Judgement]], people: Sequence[int], tries: int
-) -> Retried:
+    make: Callable[[int, int, list[int]], Tensor], judge: Callable[[Tensor], list[Judgement]], people: Sequence[int],
+    tries: int,
+) -> Retried:  # fmt: skip
     """Repeat until all faces pass, at most `tries` times; a face that passed stays as it is.
 
     Args:
-        make: all faces, (faces, 3, S, S) float 0..1, for a try counted from 0 and the number of earlier ones after which a
-            face was too alike. Only these call for a harder push, which would ruin a face that is none even more.
-        judge: the judgement on each of such faces.
+        make: (rows, 3, S, S) float 0..1 for a try counted from 0, the number of earlier ones after which a face was too
+            alike, and the rows of the faces to make. Only these tries call for a harder push, which would ruin a face that
+            is none even more.
+        judge: the judgement on each of all faces.
         people: whose each face is; all faces of a person are made again together, as in the frames of a video.
     """
-    results = make(0, 0)
+    results = make(0, 0, list(range(len(people))))
     judgements, taken, pushes = judge(results), [1] * len(people), 0
     failed = _rows_of_failing_people(judgements, people)
     for attempt in range(1, tries):
         if not failed:
             break
         pushes += any(judgements[row].shows_source for row in failed)
-        again = torch.zeros(len(people), dtype=torch.bool, device=results.device)
-        again[failed] = True
-        results = torch.where(again[:, None, None, None], make(attempt, pushes), results)
+        results = results.index_copy(0, torch.tensor(failed, device=results.device), make(attempt, pushes, failed))
         taken = [attempt + 1 if row in failed else count for row, count in enumerate(taken)]
         judgements = judge(results)
         failed = _rows_of_failing_people(judgements, people)

@@ -14,7 +14,18 @@ from ..faceanon_core.dlib_recogniser import DLIB, open_recogniser
 from ..faceanon_core.errors import AnonymizationError, NoFaceError
 from ..faceanon_core.proportions import CHECKED
 from ..faceanon_core.sketch import DRAWN
-from .convert import CATEGORY, SEEDS, check_found_in, check_pair, from_image, one_by_one, to_pixels
+from .convert import (
+    CATEGORY,
+    SEEDS,
+    FaceCrops,
+    check_found_in,
+    check_pair,
+    from_image,
+    from_mask,
+    match_batch,
+    one_by_one,
+    to_pixels,
+)
 from .crop import check_cut_from, seams_of, stitch_all
 from .folders import file_stamps, model_folders, weights_names, weights_path
 from .sample import GuidedSampler, InpaintFaces, inpaint_faces
@@ -209,15 +220,19 @@ class RetrySampler:
         seams = seams_of(crops, seam)
         sigmas = comfy_bridge.schedule(model, scheduler, steps, denoise)
         callbacks = comfy_bridge.run_callbacks(model, len(sigmas) - 1, tries)
+        masks = match_batch(from_mask(mask), len(crops), "mask")[:, 0]
 
-        def make(attempt: int, pushes: int) -> Tensor:
+        def make(attempt: int, pushes: int, faces: list[int]) -> Tensor:
             push = push_harder(Push(guidance.settings.strength, proportions, drawn), pushes)
             number = (seed + attempt * TRY_SEED) % SEEDS
-            pushed = replace(guidance, settings=replace(guidance.settings, strength=push.strength))
-            conditioning = inpaint_faces(positive, negative, vae, crops, mask, sketch, push.proportions, number, push.drawn)
-            sampler = comfy_bridge.GuidedSampler(pushed, vae)
+            told, made = comfy_bridge.of_faces((positive, negative), faces, len(crops))
+            sources = FaceCrops([crops[face] for face in made], crops.pictures)
+            conditioning = inpaint_faces(*told, vae, sources, masks[made], sketch, push.proportions, number, push.drawn)
+            settings = replace(guidance.settings, strength=push.strength)
+            sampler = comfy_bridge.GuidedSampler(replace(guidance.of(made), settings=settings), vae)
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
-            return comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)
+            images = comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)
+            return images[[made.index(face) for face in faces]]
 
         def judge(results: Tensor) -> list[Any]:
             pictures = to_pixels(stitch_all(image, crops, results, seams))

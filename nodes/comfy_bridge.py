@@ -72,9 +72,9 @@ class TermSpec:
     settings: TermSettings
     inputs: tuple[Tensor, ...]
 
-    def first_face(self) -> TermSpec:
-        """The term for the first face alone."""
-        return replace(self, inputs=tuple(rows[:1] for rows in self.inputs))
+    def of(self, faces: Sequence[int]) -> TermSpec:
+        """The term for these of the faces."""
+        return replace(self, inputs=tuple(_rows(values, faces) for values in self.inputs))
 
     def build(self) -> Term:
         """Must be called outside inference mode, after the network is loaded."""
@@ -103,6 +103,16 @@ class GuidanceSpec:
     def guided(self) -> bool:
         """Whether any term has a strength."""
         return self.settings.strength > 0 or any(term.settings.strength > 0 for term in self.more)
+
+    def of(self, faces: Sequence[int]) -> GuidanceSpec:
+        """The guidance of these of the faces."""
+        images = {name: _rows(getattr(self, name), faces) for name in ("target", "source", "region")}
+        return replace(self, **images, more=tuple(term.of(faces) for term in self.more))
+
+
+def _rows(values: Tensor | None, faces: Sequence[int]) -> Any:
+    """Those of the faces; one row for all of them stays."""
+    return values if values is None or len(values) == 1 else values[list(faces)]
 
 
 # ---- the demo model ----
@@ -287,6 +297,29 @@ def narrow(conditioning: Any, start: float, end: float) -> Any:
         if begins < ends:
             narrowed.append([tokens, {**values, "start_percent": begins, "end_percent": ends}])
     return narrowed
+
+
+def of_faces(conditionings: Sequence[Any], faces: Sequence[int], count: int) -> tuple[list[Any], list[int]]:
+    """Every CONDITIONING for these of `count` faces alone, and which they are.
+
+    All faces, where one holds more than tokens and numbers: nobody knows which rows of a ControlNet's hints are a face's.
+    """
+    chosen = [[_entry_of(entry, faces, count) for entry in conditioning] for conditioning in conditionings]
+    if any(entry is None for conditioning in chosen for entry in conditioning):
+        return list(conditionings), list(range(count))
+    return chosen, list(faces)
+
+
+def _entry_of(entry: Any, faces: Sequence[int], count: int) -> Any:
+    told = {"tokens": entry[0], **entry[1]}
+    tensors = {name: value for name, value in told.items() if isinstance(value, Tensor)}
+    others = [value for name, value in told.items() if name not in tensors]
+    if any(len(value) not in (1, count) for value in tensors.values()):
+        return None
+    if not all(value is None or isinstance(value, (bool, int, float, str)) for value in others):
+        return None
+    told |= {name: _rows(value, faces) for name, value in tensors.items()}
+    return [told.pop("tokens"), told]
 
 
 @contextlib.contextmanager

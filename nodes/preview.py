@@ -147,7 +147,8 @@ class SeedStrengthSheet:
         check_side(weight, crops, "seam")
         first, source = _first_face(latent, len(crops)), crops[0][1].tensor
         columns, numbers = _strengths(strengths), [(seed + row) % SEEDS for row in range(seeds)]
-        specs = [_at_strength(guidance, strength) for strength in columns]
+        alone = guidance.of([0])
+        specs = [replace(alone, settings=replace(alone.settings, strength=strength)) for strength in columns]
         strongest = max(specs, key=lambda spec: spec.settings.strength)
         decoder = comfy_bridge.with_decoder(strongest, vae, model.model).decoder
         specs = [replace(spec, decoder=decoder) for spec in specs]
@@ -188,15 +189,6 @@ def _strengths(text: str) -> list[float]:
     if not 1 <= len(values) <= _MAX_STRENGTHS:
         raise InputError(f"strengths must hold 1 to {_MAX_STRENGTHS} numbers, got {len(values)}")
     return values
-
-
-def _at_strength(guidance: Any, strength: float) -> Any:
-    """The GUIDANCE of the first face alone, with another strength."""
-    source = None if guidance.source is None else guidance.source[:1]
-    region = None if guidance.region is None else guidance.region[:1]
-    more = tuple(term.first_face() for term in guidance.more)
-    settings = replace(guidance.settings, strength=strength)
-    return replace(guidance, target=guidance.target[:1], source=source, region=region, settings=settings, more=more)
 
 
 NODES = (BeforeAfter, SeedStrengthSheet, ReportPreview)

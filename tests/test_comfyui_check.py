@@ -242,6 +242,48 @@ def test_a_further_try_makes_another_face_that_passes(listed: Path, retry_inputs
     assert "passed after try" in report and "passed after try 1;" not in report
 
 
+def test_a_further_try_samples_the_faces_that_failed_alone(
+    bridge: Any, retry_inputs: dict[str, Any], portrait: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = sys.modules["faceanon_pack_under_test.faceanon_core.judge"]
+    batch = torch.cat([portrait, portrait.flip(2)])
+    crops, _ = run_node("CropFaces", image=batch, faces=run_node("ParseFaces", image=batch)[0], size=256)
+    mask, seam, _ = run_node("RegionMask", crops=crops)
+    targets = run_node("CombineTargets", target_1=run_node("TargetFace")[0], target_2=run_node("TargetFace", seed=1)[0])[0]
+    positive, negative = run_node("DemoConditioning", target=targets, crops=crops)
+    (guidance,) = run_node("AttributeGuidance", encoder=retry_inputs["guidance"].encoder, target=targets, crops=crops)
+    inputs = {**retry_inputs, "image": batch, "crops": crops, "mask": mask, "seam": seam, "guidance": guidance}
+    sampled: list[int] = []
+
+    def run(tries: int) -> torch.Tensor:
+        """With the first verdict on the first face that it is none."""
+        real, verdicts, sample = judge.judge_face, iter([judge.Judgement(False)]), bridge.sample
+
+        def note(*words: Any) -> Any:
+            sampled.append(len(words[5]["samples"]))
+            return sample(*words)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(judge, "judge_face", lambda *words, **more: next(verdicts, None) or real(*words, **more))
+            patched.setattr(bridge, "sample", note)
+            more = {"recogniser": [], "tries": tries, "on_failure": "redact"}
+            return run_node("RetrySampler", **{**inputs, "positive": positive, "negative": negative}, **more)[0]
+
+    covered, made = run(1), run(2)
+    assert sampled == [2, 2, 1]
+    assert torch.equal(covered[1], made[1]) and not torch.equal(covered[0], made[0])
+
+
+def test_conditioning_that_cannot_be_cut_to_faces_is_taken_whole(bridge: Any) -> None:
+    tokens, pooled = torch.arange(6.0).reshape(3, 2, 1), torch.arange(3.0)[:, None]
+    plain = [[tokens, {"pooled_output": pooled, "width": 256}], [tokens[:1], {}]]
+    (cut,), faces = bridge.of_faces([plain], [2], 3)
+    assert faces == [2] and torch.equal(cut[0][0], tokens[2:]) and torch.equal(cut[0][1]["pooled_output"], pooled[2:])
+    assert cut[0][1]["width"] == 256 and torch.equal(cut[1][0], tokens[:1])
+    for whole in ([[tokens, {"control": object()}]], [[tokens[:2], {}]]):
+        assert bridge.of_faces([plain, whole], [2], 3) == ([plain, whole], [0, 1, 2])
+
+
 # ---- private save ----
 
 
