@@ -228,8 +228,9 @@ class RetrySampler:
             told, made = comfy_bridge.of_faces((positive, negative), faces, len(crops))
             sources = FaceCrops([crops[face] for face in made], crops.pictures)
             conditioning = inpaint_faces(*told, vae, sources, masks[made], sketch, push.proportions, number, push.drawn)
-            settings = replace(guidance.settings, strength=push.strength)
-            sampler = comfy_bridge.GuidedSampler(replace(guidance.of(made), settings=settings), vae)
+            guided = guidance if len(made) == len(crops) else guidance.of(made)
+            settings = replace(guided.settings, strength=push.strength)
+            sampler = comfy_bridge.GuidedSampler(replace(guided, settings=settings), vae)
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
             images = comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)
             return images[[made.index(face) for face in faces]]

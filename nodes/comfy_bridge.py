@@ -632,8 +632,8 @@ def patch_model(model: Any, vae: Any, spec: GuidanceSpec) -> Any:
     def run(executor: Any, *arguments: Any, **options: Any) -> Tensor:
         model_wrap, _, _, _, noise, latent_image, denoise_mask, *_ = arguments
         _check_served(model_wrap.inner_model, spec.decoder or vae, noise)
-        state["surroundings"] = {"latent": latent_image, "mask": denoise_mask}
         _load(spec, model_wrap, noise)
+        state["surroundings"] = {"latent": latent_image, "mask": denoise_mask}
         try:
             return executor(*arguments, **options)
         finally:
