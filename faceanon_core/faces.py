@@ -7,6 +7,7 @@ mediapipe up to 0.10.21 carries its models inside the wheel (`mediapipe.solution
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import weakref
@@ -82,6 +83,7 @@ class Scan:
 
 
 class _Backend(Protocol):
+    key: str  # of its models
     tile_px: int  # side of the smallest tiles to look for faces in
 
     def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]: ...
@@ -117,8 +119,8 @@ class FaceDetector:
     @property
     def key(self) -> str:
         """Another text where other faces may be found."""
-        second = "" if self._second is None else self._second.name
-        return f"{_FINDS} mediapipe {version('mediapipe')} {second} {self.min_score}"
+        second = "" if self._second is None else self._second.key
+        return f"{_FINDS} mediapipe {version('mediapipe')} {self._backend.key} {second} {self.min_score}"
 
     def __enter__(self) -> FaceDetector:
         return self
@@ -362,6 +364,7 @@ def _task_file_help(folders: Sequence[Path]) -> str:
 class _SolutionsBackend:
     """mediapipe <= 0.10.21: short- and full-range detectors and the mesh, from the wheel."""
 
+    key = "solutions"
     tile_px = 640  # the full-range detector still finds a face of about 60 px in one
 
     def __init__(self, mediapipe: Any, min_score: float) -> None:
@@ -402,6 +405,7 @@ class _TasksBackend:
     def __init__(self, mediapipe: Any, min_score: float, task_file: Path) -> None:
         from mediapipe.tasks.python import BaseOptions, vision
 
+        self.key = hashlib.sha256(task_file.read_bytes()).hexdigest()
         self._image_type = mediapipe.Image
         self._image_format = mediapipe.ImageFormat.SRGB
 

@@ -116,20 +116,20 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def mark_source(source: Path, namer: Namer) -> dict[str, str]:
-    """What an entry says of its source: "source" is another when its size or time of change is, "place" when its path is.
+    """What an entry says of its source: "source" is another when its size or time of change is, "place" in another folder.
 
-    The journal lies among the results, and when and where a picture was taken is nobody's business: so the marks are hashes
-    too short to lead back to it, and where names hide the sources, `namer` lets nobody else compare them.
+    The journal lies among the results, and when a picture was taken is nobody's business: so the marks are hashes too short
+    to lead back to a time, and where names hide the sources, `namer` lets nobody else compare them. A folder is known by its
+    number on its disk, which says nothing of its name and stays when it is renamed.
 
     Raises: InputError if the source is gone.
     """
     try:
-        status = source.stat()
+        status, folder = source.stat(), source.parent.stat()
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror}") from error
-    told = {"source": f"{status.st_size} {status.st_mtime_ns}", "place": str(source.absolute())}
-    marks = {name: namer(text).encode("utf-8", "surrogateescape") for name, text in told.items()}
-    return {name: hashlib.sha256(text).hexdigest()[:_MARK_DIGITS] for name, text in marks.items()}
+    told = {"source": f"{status.st_size} {status.st_mtime_ns}", "place": f"{folder.st_dev} {folder.st_ino}"}
+    return {name: hashlib.sha256(namer(text).encode()).hexdigest()[:_MARK_DIGITS] for name, text in told.items()}
 
 
 def _entries(journal: Path) -> Iterator[dict[str, Any]]:
@@ -207,9 +207,11 @@ class Journal:
             refuse_existing(path)
             return None
         known = marks | entry  # the first versions wrote no marks
-        if known["place"] != marks["place"]:
-            raise InputError(f"{path} was made of a picture in another folder than {source}; choose another output folder")
         if known["source"] != marks["source"]:
+            if known["place"] != marks["place"]:  # the same picture in another place is one that was copied
+                raise InputError(
+                    f"{path} was made of a picture in another folder than {source}; remove it or choose another folder"
+                )
             if not self._is_as_written(name):
                 raise InputError(f"the source has changed, and so has its result {path}; remove that one first")
             return None

@@ -103,13 +103,13 @@ def unchanged_reason(source: FaceCrop, after: NDArray[np.uint8], replaced: Tenso
 
     Args:
         after: (S, S, 3) uint8 RGB, what became of the crop.
-        replaced: (1, 1, S, S), above 0 where a new face was to take the old one's place.
+        replaced: (1, 1, S, S), 1 where a new face was to take the old one's place.
     """
     outline = source.landmarks[list(FACE_OVAL)]
     new = replaced[0, 0].cpu().numpy() > 0
     inside = new & filled_polygon(after.shape, outline, hull=True)
     if inside.sum() <= _BESIDE * new.sum():
-        return "the mask lies beside the face, which stays as it is"
+        return "the mask lies beside the face, which stays"
     change = float(np.abs(after[inside].astype(np.float32) - source.pixels[inside]).mean())
     if change < MIN_CHANGE:
         return f"the face came out nearly unchanged (mean change {change:.2f} of 255)"
@@ -117,17 +117,15 @@ def unchanged_reason(source: FaceCrop, after: NDArray[np.uint8], replaced: Tenso
     return f"the face came out as a copy of the source's (likeness {alike:.2f})" if alike >= COPIED else ""
 
 
-def check_changed(source: FaceCrop, result: Tensor, seam: Tensor) -> None:
-    """Fail closed if the source's face still shows where a regenerated crop is blended in.
+def check_changed(source: FaceCrop, result: Tensor, replaced: Tensor) -> None:
+    """Fail closed if a regenerated crop shows the source's face; `replaced` as in `unchanged_reason`.
 
     Args:
         result: (1, 3, S, S) float 0..1.
-        seam: (1, 1, S, S) float 0..1, the weight it is blended with.
     Raises: AnonymizationError.
     """
     check_finite(result)
-    blended = source.tensor + seam * (result - source.tensor)
-    if reason := unchanged_reason(source, tensor_to_pixels(blended)[0], seam):
+    if reason := unchanged_reason(source, tensor_to_pixels(result)[0], replaced):
         raise AnonymizationError(reason)
 
 

@@ -42,7 +42,7 @@ def replaced_likeness(before: NDArray[np.uint8], after: NDArray[np.uint8], outli
     """`likeness` of what was replaced alone, without the rim, where what stays shows through.
 
     Args:
-        replaced: (1, 1, S, S), above 0 where a new face was to take the old one's place.
+        replaced: (1, 1, S, S), 1 where a new face was to take the old one's place.
     Returns: 0 where too little of the outline was replaced to say anything, as with single regions.
     """
     new = (replaced[0, 0].cpu().numpy() > 0).astype(np.float32)

@@ -25,12 +25,12 @@ from .diffusion import DemoModel, InpaintCond, last_sigma
 from .encoder import AttributeEncoder, DemoEncoder, load_demo_encoder
 from .errors import AnonymizationError, Cancelled, FaceAnonError, InputError, NoFaceError
 from .faces import Face, FaceDetector, Unfitted
-from .geometry import FACE_OVAL, arcface_alignment
+from .geometry import FACE_OVAL, arcface_alignment, warp_square
 from .guidance import OFF, AttributeTerm, CombinedGuidance, GuidanceSettings, Term, TermSettings
 from .hiding import hide_faces
 from .identity import FaceRecogniser, Verdict
 from .image import load_picture
-from .judge import Judgement, check_finite, judge_face
+from .judge import Judgement, check_finite, judge_face, unchanged_reason
 from .leakage import kept_region_warning
 from .parsing import FaceParser, LandmarkParser, region_labels
 from .proportions import CHECKED, UNCHECKED
@@ -354,7 +354,10 @@ class Anonymizer:
 
         def judge(result: Tensor) -> list[Judgement]:
             stitched = stitch_face(image, crop, result, mask.seam)
-            return [judge_face(original, stitched, self.recognisers, self.detector, settings.max_similarity, mask.core)]
+            judgement = judge_face(original, stitched, self.recognisers, self.detector, settings.max_similarity, mask.core)
+            # nor may what the model was given come back, in which a neighbour may be covered already
+            given = unchanged_reason(crop, warp_square(stitched, crop.frame.matrix, crop.frame.size_px), mask.core)
+            return [replace(judgement, unchanged=judgement.unchanged or given)]
 
         done = until_anonymous(make, judge, [0], settings.tries)
         if done.failed:

@@ -6,6 +6,7 @@ faces only; on 302 generated test faces it found 91%, and nothing on 18 faceless
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _CASCADE_NEIGHBOURS = 11  # hits that must agree; patterns in faceless pictures 
 
 
 class SecondDetector:
-    """Boxes of the faces in a picture, and which network or cascade found them (`name`).
+    """Boxes of the faces in a picture, and which network or cascade found them (`name`, and `key`, which tells files apart).
 
     Args:
         folders: where YuNet's file is looked for.
@@ -35,6 +36,7 @@ class SecondDetector:
     def __init__(self, folders: Sequence[Path]) -> None:
         path = next((folder / _YUNET.file for folder in folders if (folder / _YUNET.file).is_file()), None)
         self.name = "OpenCV's YuNet" if path else "OpenCV's cascade"
+        self.key = hashlib.sha256(path.read_bytes()).hexdigest() if path else f"{self.name} {cv2.__version__}"
         self._yunet = _open_yunet(path) if path else None
         self._cascade = cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml"))
 

@@ -102,6 +102,19 @@ def share_left(core: Tensor, outline: FloatArray) -> float:
     return float((core[0, 0].cpu().numpy()[face] == 0).mean())
 
 
+def share_solid(seam: Tensor, outline: FloatArray) -> float:
+    """Of what a seam touches of a face, the share that it replaces entirely, 0..1; the source shines through the rest.
+
+    Args:
+        seam: (1, 1, H, W), 0..1.
+        outline: (N, 2) xy of the face's outline, in pixels of the seam.
+    Returns: 1 where it touches nothing of the face.
+    """
+    weights = seam[0, 0].cpu().numpy()[filled_polygon(seam.shape[-2:], outline, hull=True)]
+    touched = int((weights > 0).sum())
+    return int((weights >= 1).sum()) / touched if touched else 1.0
+
+
 def _glasses_to_keep(choice: RegionChoice) -> frozenset[str]:
     named = region_labels(tuple(name for name in choice.regenerate if name != "face"))
     return frozenset({"eyeglasses"} - named)

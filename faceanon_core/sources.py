@@ -62,7 +62,10 @@ def find_sources(folder: Path, results: Path | None = None) -> Sources:
 
 def _is_same(folder: Path, other: Path | None) -> bool:
     """Whatever they are spelled, as disks that take capitals for small letters allow."""
-    return other is not None and folder.exists() and other.exists() and folder.samefile(other)
+    try:
+        return other is not None and folder.samefile(other)
+    except OSError:  # one of them is not there or may not be looked at
+        return False
 
 
 def _is_hidden(name: str) -> bool:

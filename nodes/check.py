@@ -26,7 +26,7 @@ from .convert import (
     one_by_one,
     to_pixels,
 )
-from .crop import check_cut_from, seams_of, stitch_all
+from .crop import check_cut_from, seams_of, solid_part, stitch_all
 from .folders import file_stamps, model_folders, weights_names, weights_path
 from .sample import GuidedSampler, InpaintFaces, inpaint_faces
 
@@ -225,12 +225,11 @@ class RetrySampler:
         def make(attempt: int, pushes: int, faces: list[int]) -> Tensor:
             push = push_harder(Push(guidance.settings.strength, proportions, drawn), pushes)
             number = (seed + attempt * TRY_SEED) % SEEDS
-            told, made = comfy_bridge.of_faces((positive, negative), faces, len(crops))
+            told, made = comfy_bridge.of_faces(model, (positive, negative), faces, len(crops))
             sources = FaceCrops([crops[face] for face in made], crops.pictures)
             conditioning = inpaint_faces(*told, vae, sources, masks[made], sketch, push.proportions, number, push.drawn)
-            guided = guidance if len(made) == len(crops) else guidance.of(made)
-            settings = replace(guided.settings, strength=push.strength)
-            sampler = comfy_bridge.GuidedSampler(replace(guided, settings=settings), vae)
+            settings = replace(guidance.settings, strength=push.strength)
+            sampler = comfy_bridge.GuidedSampler(replace(guidance.of(made, len(crops)), settings=settings), vae)
             sampled = comfy_bridge.sample(model, sampler, sigmas, *conditioning, number, cfg, next(callbacks))
             images = comfy_bridge.vae_decode(vae, sampled["samples"]).float().cpu().clamp(0, 1)
             return images[[made.index(face) for face in faces]]
@@ -238,7 +237,7 @@ class RetrySampler:
         def judge(results: Tensor) -> list[Any]:
             pictures = to_pixels(stitch_all(image, crops, results, seams))
             return [
-                judge_face(crop, pictures[index], recogniser, detector, replaced=weight)
+                judge_face(crop, pictures[index], recogniser, detector, replaced=solid_part(weight))
                 for (index, crop), weight in zip(crops, seams.split(1), strict=True)
             ]
 

@@ -72,9 +72,9 @@ class TermSpec:
     settings: TermSettings
     inputs: tuple[Tensor, ...]
 
-    def of(self, faces: Sequence[int]) -> TermSpec:
-        """The term for these of the faces."""
-        return replace(self, inputs=tuple(_rows(values, faces) for values in self.inputs))
+    def of(self, faces: Sequence[int], count: int) -> TermSpec:
+        """The term for these of `count` faces."""
+        return replace(self, inputs=tuple(_rows(values, faces, count) for values in self.inputs))
 
     def build(self) -> Term:
         """Must be called outside inference mode, after the network is loaded."""
@@ -104,15 +104,22 @@ class GuidanceSpec:
         """Whether any term has a strength."""
         return self.settings.strength > 0 or any(term.settings.strength > 0 for term in self.more)
 
-    def of(self, faces: Sequence[int]) -> GuidanceSpec:
-        """The guidance of these of the faces."""
-        images = {name: _rows(getattr(self, name), faces) for name in ("target", "source", "region")}
-        return replace(self, **images, more=tuple(term.of(faces) for term in self.more))
+    def of(self, faces: Sequence[int], count: int) -> GuidanceSpec:
+        """The guidance of these of `count` faces. Raises: InputError if it was made for another number of them."""
+        images = {name: _rows(getattr(self, name), faces, count) for name in ("target", "source", "region")}
+        return replace(self, **images, more=tuple(term.of(faces, count) for term in self.more))
 
 
-def _rows(values: Tensor | None, faces: Sequence[int]) -> Any:
+def _rows(values: Tensor | None, faces: Sequence[int], count: int) -> Any:
     """Those of the faces; one row for all of them stays."""
-    return values if values is None or len(values) == 1 else values[list(faces)]
+    if values is None or len(values) == 1:
+        return values
+    if len(values) != count:
+        raise InputError(
+            f"the guidance has {len(values)} faces but there are {count} crops; give one for all, or one for each "
+            "(Attribute Guidance hands them out when crops are connected)"
+        )
+    return values[list(faces)]
 
 
 # ---- the demo model ----
@@ -299,13 +306,16 @@ def narrow(conditioning: Any, start: float, end: float) -> Any:
     return narrowed
 
 
-def of_faces(conditionings: Sequence[Any], faces: Sequence[int], count: int) -> tuple[list[Any], list[int]]:
+def of_faces(model: Any, conditionings: Sequence[Any], faces: Sequence[int], count: int) -> tuple[list[Any], list[int]]:
     """Every CONDITIONING for these of `count` faces alone, and which they are.
 
-    All faces, where one holds more than tokens and numbers: nobody knows which rows of a ControlNet's hints are a face's.
+    All faces, where a conditioning holds more than tokens and numbers or the model is patched with functions: nobody knows
+    which rows of a ControlNet's hints or of another pack's references are a face's.
     """
+    options = dict(model.model_options)
+    patches = [*options.pop("transformer_options", {}).values(), *options.values()]
     chosen = [[_entry_of(entry, faces, count) for entry in conditioning] for conditioning in conditionings]
-    if any(entry is None for conditioning in chosen for entry in conditioning):
+    if any(patches) or any(entry is None for conditioning in chosen for entry in conditioning):
         return list(conditionings), list(range(count))
     return chosen, list(faces)
 
@@ -318,7 +328,7 @@ def _entry_of(entry: Any, faces: Sequence[int], count: int) -> Any:
         return None
     if not all(value is None or isinstance(value, (bool, int, float, str)) for value in others):
         return None
-    told |= {name: _rows(value, faces) for name, value in tensors.items()}
+    told |= {name: _rows(value, faces, count) for name, value in tensors.items()}
     return [told.pop("tokens"), told]
 
 

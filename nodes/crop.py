@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..faceanon_core.errors import InputError, NoFaceError
+from ..faceanon_core.geometry import FACE_OVAL
 from .convert import (
     CATEGORY,
     FaceCrops,
@@ -21,6 +22,8 @@ from .convert import (
     to_image,
     to_pixels,
 )
+
+_MOSTLY = 0.5  # of what a seam touches of a face
 
 
 class CropFaces:
@@ -94,21 +97,35 @@ class StitchFaces:
         check_side(results, crops, "result")
         check_cut_from(image, crops)
         for (_, crop), new, weight in one_by_one(list(zip(crops, results.split(1), seams.split(1), strict=True))):
-            check_changed(crop, new, weight)
+            check_changed(crop, new, solid_part(weight))
         return (stitch_all(image, crops, results, seams),)
 
 
 def seams_of(crops: FaceCrops, seam: Tensor) -> Tensor:
     """The blend weight of every crop, (faces, 1, S, S).
 
-    Raises: ShapeError; InputError where a result would replace the picture nowhere entirely, so that the source's face would
-        shine through.
+    Raises: ShapeError; InputError where the source's face would shine through most of what a seam replaces.
     """
+    from ..faceanon_core.regions import share_solid
+
     seams = match_batch(from_mask(seam, "seam"), len(crops), "seam")
     check_side(seams, crops, "seam")
-    if not bool((seams >= 1).flatten(1).any(1).all()):
-        raise InputError("the seam reaches 1 nowhere, so the source's face would show; use the seam output of Region Mask")
+    for (_, crop), weight in zip(crops, seams.split(1), strict=True):
+        if not bool(solid_part(weight).any()):
+            raise InputError(
+                "the seam reaches 1 nowhere, so the source's face would show; use the seam output of Region Mask"
+            )
+        if share_solid(weight, crop.landmarks[list(FACE_OVAL)]) < _MOSTLY:
+            raise InputError(
+                "the seam is translucent over most of the face it touches, so the source's face would show; "
+                "use the seam output of Region Mask, or less feather"
+            )
     return seams
+
+
+def solid_part(seam: Tensor) -> Tensor:
+    """1 where the result replaces the picture entirely."""
+    return (seam >= 1).float()
 
 
 def check_cut_from(image: Tensor, crops: FaceCrops) -> None:

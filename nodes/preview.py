@@ -147,7 +147,7 @@ class SeedStrengthSheet:
         check_side(weight, crops, "seam")
         first, source = _first_face(latent, len(crops)), crops[0][1].tensor
         columns, numbers = _strengths(strengths), [(seed + row) % SEEDS for row in range(seeds)]
-        alone = guidance.of([0])
+        alone = guidance.of([0], len(crops))
         specs = [replace(alone, settings=replace(alone.settings, strength=strength)) for strength in columns]
         strongest = max(specs, key=lambda spec: spec.settings.strength)
         decoder = comfy_bridge.with_decoder(strongest, vae, model.model).decoder

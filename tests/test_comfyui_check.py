@@ -274,14 +274,18 @@ def test_a_further_try_samples_the_faces_that_failed_alone(
     assert torch.equal(covered[1], made[1]) and not torch.equal(covered[0], made[0])
 
 
-def test_conditioning_that_cannot_be_cut_to_faces_is_taken_whole(bridge: Any) -> None:
+def test_what_cannot_be_cut_to_faces_is_taken_whole(bridge: Any, demo: dict[str, Any]) -> None:
+    model = demo["model"]
     tokens, pooled = torch.arange(6.0).reshape(3, 2, 1), torch.arange(3.0)[:, None]
     plain = [[tokens, {"pooled_output": pooled, "width": 256}], [tokens[:1], {}]]
-    (cut,), faces = bridge.of_faces([plain], [2], 3)
+    (cut,), faces = bridge.of_faces(model, [plain], [2], 3)
     assert faces == [2] and torch.equal(cut[0][0], tokens[2:]) and torch.equal(cut[0][1]["pooled_output"], pooled[2:])
     assert cut[0][1]["width"] == 256 and torch.equal(cut[1][0], tokens[:1])
     for whole in ([[tokens, {"control": object()}]], [[tokens[:2], {}]]):
-        assert bridge.of_faces([plain, whole], [2], 3) == ([plain, whole], [0, 1, 2])
+        assert bridge.of_faces(model, [plain, whole], [2], 3) == ([plain, whole], [0, 1, 2])
+    patched = model.clone()
+    patched.set_model_attn2_patch(lambda *values: values)
+    assert bridge.of_faces(patched, [plain], [2], 3) == ([plain], [0, 1, 2])
 
 
 # ---- private save ----

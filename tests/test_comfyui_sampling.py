@@ -11,6 +11,7 @@ import sys
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -345,7 +346,18 @@ def test_loading_the_guidance_keeps_the_room_that_a_step_was_given(
     _run_route(bridge, route, demo_setting, steps=2)
     (_, *step), (models, *guided) = asked[:2]
     assert models >= 3 and all(later >= earlier > 0 for earlier, later in zip(step, guided, strict=True))
-    assert guided[1] >= demo_setting.latent["samples"][0, 0].numel() * 64 * 2700 * 0.5  # of a gradient in half precision
+
+
+def test_room_for_a_gradient_is_that_of_the_faces_that_are_decoded_at_once(bridge: Any, demo_setting: Setting) -> None:
+    """As measured: a full VAE takes 6.1 GB for 512 px in float32, a small one 0.7 GB (docs/BENCHMARK.md)."""
+    small = SimpleNamespace(first_stage_model=demo_setting.vae.first_stage_model, vae_dtype=torch.float32)
+    full = SimpleNamespace(first_stage_model=torch.nn.Module(), vae_dtype=torch.float32)
+    for decoder, gigabytes in ((full, 6.1), (small, 0.7)):
+        one, four = (bridge._gradient_bytes(decoder, torch.zeros(faces, 4, 64, 64)) for faces in (1, 4))
+        assert one == pytest.approx(gigabytes * 1e9, rel=0.05) and four == one
+        assert bridge._gradient_bytes(decoder, torch.zeros(4, 4, 32, 32)) == one  # of 256 px four go at once
+        half = SimpleNamespace(first_stage_model=decoder.first_stage_model, vae_dtype=torch.float16)
+        assert bridge._gradient_bytes(half, torch.zeros(1, 4, 64, 64)) == one / 2
 
 
 def test_the_weights_of_a_gradient_lie_where_it_is_computed_and_those_of_comfyui_stay(bridge: Any) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -129,11 +130,19 @@ def test_a_second_folder_of_sources_does_not_take_the_place_of_the_first_ones_re
         source = tmp_path / camera / "DSC1.png"
         source.parent.mkdir()
         source.write_text("face of camera " + camera)
-        os.utime(source, (315532800, 315532800))  # as an archive unpacks it
         journal = Journal(tmp_path / "out", "settings", namer)
         results.append(fill_folder({source: namer("DSC1.png")}, journal, copy)[source])
     assert results[0] == [] and "was made of a picture in another folder than" in results[1][0]
     assert (tmp_path / "out" / namer("DSC1.png")).read_text() == "of face of camera one"
+
+
+def test_a_folder_of_sources_that_moved_is_finished_all_the_same(folder: Path) -> None:
+    shutil.copytree(folder / "album", folder / "elsewhere")
+    shutil.rmtree(folder / "album")
+    (folder / "elsewhere").rename(folder / "album")
+    before = (folder / "out" / "a.png").stat().st_mtime_ns
+    assert run(folder) == {"a.png": [], "b.png": []}
+    assert (folder / "out" / "a.png").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("now", ["", "first a"])

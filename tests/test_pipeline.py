@@ -328,6 +328,16 @@ def test_a_face_is_compared_with_its_source_though_the_one_beside_it_was_covered
     assert np.array_equal(compared[0], crop_face(astronaut, face, 256).pixels)
 
 
+def test_what_the_model_was_given_must_not_come_back_though_its_neighbour_was_covered(anonymizer, astronaut, face) -> None:
+    beside = replace(face, landmarks=face.landmarks - (55, 0))
+    factors = iter([float("nan"), 1.0])
+    broken = BrokenModel(anonymizer, lambda source: next(factors) * source)
+    broken.detector.scan = lambda pixels: Scan([beside, face], [])
+    reports = broken.anonymize(astronaut, replace(QUICK, tries=1, on_failure="redact")).faces
+    assert [report.status for report in reports] == ["redacted", "redacted"]
+    assert "nearly unchanged" in reports[1].reason
+
+
 def test_regions_that_leave_the_whole_face_are_refused() -> None:
     parser = LandmarkParser()
     parser.delivers = parser.delivers | {"hair"}
