@@ -14,8 +14,10 @@ from skimage import data
 
 from faceanon_core.calibration import calibrate
 from faceanon_core.cli import _fingerprint, main
+from faceanon_core.dlib_recogniser import DlibRecogniser
 from faceanon_core.errors import AnonymizationError, InputError, WeightsError
 from faceanon_core.identity import LAYOUTS, Card, Recogniser, Verdict, card_text, content_hash, read_card
+from faceanon_core.judge import judge_face
 from faceanon_core.pipeline import Anonymizer, Settings
 from faceanon_core.retry import Push, push_harder
 from faceanon_core.sources import find_sources
@@ -125,6 +127,21 @@ def test_further_tries_push_harder_but_never_move_features_beyond_the_range() ->
 def test_a_similarity_that_is_no_number_does_not_pass() -> None:
     assert Verdict("a", 0.3, 0.3).passed and not Verdict("a", 0.301, 0.3).passed
     assert not Verdict("a", float("nan"), 0.3).passed
+
+
+def test_one_reading_that_is_no_number_is_enough_to_fail(anonymizer: Anonymizer, astronaut, crop) -> None:
+    class Broken(DlibRecogniser):
+        """Its third reading, at the landmarks found in the result, is no number."""
+
+        readings = 0
+
+        def embed(self, pixels, landmarks):
+            self.readings += 1
+            return super().embed(pixels, landmarks) * (float("nan") if self.readings == 3 else 1.0)
+
+    network = Broken()
+    (verdict,) = judge_face(crop, astronaut, [network], anonymizer.detector, max_similarity=1.0).verdicts
+    assert network.readings == 3 and not verdict.passed
 
 
 @pytest.mark.faces

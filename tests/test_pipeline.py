@@ -22,7 +22,7 @@ from faceanon_core.geometry import LEFT_EYE, LIPS_OUTER, RIGHT_EYE
 from faceanon_core.guidance import GuidanceSettings
 from faceanon_core.judge import check_changed
 from faceanon_core.light import new_face_light
-from faceanon_core.parsing import LandmarkParser
+from faceanon_core.parsing import INDEX, LandmarkParser
 from faceanon_core.pipeline import (
     Anonymizer,
     Result,
@@ -343,6 +343,19 @@ def test_regions_that_leave_the_whole_face_are_refused() -> None:
     parser.delivers = parser.delivers | {"hair"}
     with pytest.raises(InputError, match=r"the regions asked for \(hair\) leave the whole face as it is"):
         Anonymizer(parser=parser).check(Settings(regions=RegionChoice(("hair",))))
+
+
+def test_a_parser_that_takes_most_of_a_face_for_something_else_fails_closed(anonymizer, astronaut) -> None:
+    class Blind(LandmarkParser):
+        def parse(self, crop, landmarks):
+            labels = super().parse(crop, landmarks)
+            labels[labels != INDEX["upper_lip"]] = 0
+            return labels
+
+    blind = BrokenModel(anonymizer, torch.rand_like)
+    blind.parser = Blind()
+    with pytest.raises(AnonymizationError, match=r"the face parser takes \d\d% of the face for something else"):
+        blind.anonymize(astronaut, QUICK)
 
 
 def test_a_change_outside_the_mask_does_not_count(crop) -> None:
