@@ -185,7 +185,7 @@ def test_work_checked_by_another_network_or_limit_does_not_pass_for_finished(net
 
 def test_files_that_are_no_recogniser_are_refused(tmp_path: Path, portrait_file: Path, capsys) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(WeightsError, match="is missing; name an ONNX face-recognition network"):
+    with pytest.raises(WeightsError, match="is missing; name a face-recognition network in ONNX"):
         Recogniser(tmp_path / "none.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no network")
     with pytest.raises(WeightsError, match="is no network onnxruntime can read"):
