@@ -7,7 +7,6 @@ mediapipe up to 0.10.21 carries its models inside the wheel (`mediapipe.solution
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import weakref
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from .checks import check_size
 from .errors import InputError, WeightsError
 from .geometry import LANDMARK_COUNT, Box, FloatArray, eye_centers, is_same_face, mirror_landmarks, warp_square
-from .optional import OPTIONAL_MODELS, model_folder
+from .optional import OPTIONAL_MODELS, file_sha256, model_folder
 from .recall import SecondDetector
 
 log = logging.getLogger(__name__)
@@ -83,8 +82,10 @@ class Scan:
 
 
 class _Backend(Protocol):
-    key: str  # of its models
     tile_px: int  # side of the smallest tiles to look for faces in
+
+    @property
+    def key(self) -> str: ...  # of its models
 
     def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]: ...
 
@@ -405,7 +406,7 @@ class _TasksBackend:
     def __init__(self, mediapipe: Any, min_score: float, task_file: Path) -> None:
         from mediapipe.tasks.python import BaseOptions, vision
 
-        self.key = hashlib.sha256(task_file.read_bytes()).hexdigest()
+        self._task_file = task_file
         self._image_type = mediapipe.Image
         self._image_format = mediapipe.ImageFormat.SRGB
 
@@ -423,6 +424,10 @@ class _TasksBackend:
     def _meshes(self, landmarker: Any, image: NDArray[np.uint8]) -> list[FloatArray]:
         result = landmarker.detect(self._image_type(image_format=self._image_format, data=image))
         return [_to_pixels(mesh, image) for mesh in result.face_landmarks]
+
+    @property
+    def key(self) -> str:
+        return file_sha256(self._task_file)
 
     def propose(self, image: NDArray[np.uint8]) -> list[tuple[Box, float]]:
         # the Tasks API reports no score for a landmarked face; 1.0 means "above min_score"

@@ -213,14 +213,19 @@ def _shortened(gradient: Tensor, limit: float | None) -> Tensor:
 
 def _check_counts(terms: list[Term], count: int) -> None:
     for name, rows in ((name, rows) for term in terms for name, rows in term.rows.items()):
-        if rows not in (1, count):
-            raise InputError(
-                f"the guidance has {rows} {name} faces but {count} faces are sampled; give one for all, or one "
-                "for each (Attribute Guidance hands them out when crops are connected)"
-            )
+        check_rows(rows, name, count)
 
 
-def rows_of(values: Tensor, faces: slice) -> Tensor:
+def check_rows(rows: int, name: str, count: int) -> None:
+    """Raises: InputError unless there are as many rows as faces, or one for all of them."""
+    if rows not in (1, count):
+        raise InputError(
+            f"the guidance has {rows} {name} faces but {count} faces are sampled; give one for all, or one "
+            "for each (Attribute Guidance hands them out when crops are connected)"
+        )
+
+
+def rows_of(values: Tensor, faces: slice | list[int]) -> Tensor:
     """The rows of some of the batch's faces; a single row is everyone's."""
     return values if len(values) == 1 else values[faces]
 

@@ -55,5 +55,5 @@ def hide_faces(
         moved = [change_proportions(crop.landmarks, hole, seed, proportions) for crop, hole, seed in faces]
         parts.append(Hidden(draw(moved, lines=True), 0.0, drawn))
     if drawn < 1:
-        parts.append(Hidden(draw([crop.landmarks for crop in crops], lines=False), max(0.0, drawn), 1.0))
+        parts.append(Hidden(draw([crop.landmarks for crop in crops], lines=False), drawn, 1.0))
     return parts

@@ -69,7 +69,7 @@ def download(model: OptionalModel, folder: Path, progress: Callable[[int], objec
     """
     path = folder / model.file
     if path.exists():
-        if _sha256(path) == model.sha256:
+        if file_sha256(path) == model.sha256:
             return path
         raise WeightsError(f"{path} is there already but is not the known {model.file}; move it away and run this again")
     partial = path.with_suffix(".partial")
@@ -79,7 +79,7 @@ def download(model: OptionalModel, folder: Path, progress: Callable[[int], objec
             while piece := source.read(1 << 16):
                 sink.write(piece)
                 progress(len(piece))
-        if _sha256(partial) != model.sha256:
+        if file_sha256(partial) != model.sha256:
             raise WeightsError(f"what {model.url} sent is not the known {model.file}; nothing was kept")
         partial.replace(path)
     except OSError as error:
@@ -89,5 +89,6 @@ def download(model: OptionalModel, folder: Path, progress: Callable[[int], objec
     return path
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's content, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

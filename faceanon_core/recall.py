@@ -6,7 +6,6 @@ faces only; on 302 generated test faces it found 91%, and nothing on 18 faceless
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import WeightsError
 from .geometry import Box, is_same_face
-from .optional import OPTIONAL_MODELS
+from .optional import OPTIONAL_MODELS, file_sha256
 
 _YUNET = OPTIONAL_MODELS["yunet"]
 _YUNET_SCORE = 0.9  # OpenCV's own choice for this network
@@ -26,7 +25,7 @@ _CASCADE_NEIGHBOURS = 11  # hits that must agree; patterns in faceless pictures 
 
 
 class SecondDetector:
-    """Boxes of the faces in a picture, and which network or cascade found them (`name`, and `key`, which tells files apart).
+    """Boxes of the faces in a picture, and which network or cascade found them (`name`).
 
     Args:
         folders: where YuNet's file is looked for.
@@ -36,9 +35,13 @@ class SecondDetector:
     def __init__(self, folders: Sequence[Path]) -> None:
         path = next((folder / _YUNET.file for folder in folders if (folder / _YUNET.file).is_file()), None)
         self.name = "OpenCV's YuNet" if path else "OpenCV's cascade"
-        self.key = hashlib.sha256(path.read_bytes()).hexdigest() if path else f"{self.name} {cv2.__version__}"
-        self._yunet = _open_yunet(path) if path else None
+        self._path, self._yunet = path, _open_yunet(path) if path else None
         self._cascade = cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml"))
+
+    @property
+    def key(self) -> str:
+        """Another text where other faces may be found."""
+        return file_sha256(self._path) if self._path else f"{self.name} {cv2.__version__}"
 
     def find(self, image: NDArray[np.uint8]) -> list[Box]:
         """The faces of a picture, (H, W, 3) uint8 RGB, in its pixels."""

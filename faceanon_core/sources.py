@@ -32,7 +32,7 @@ class Sources:
 
 
 def find_sources(folder: Path, results: Path | None = None) -> Sources:
-    """Search a folder and all below it, but not its `results`, nor those of earlier runs. Both paths are resolved ones."""
+    """Search a folder and all below it, but not its `results`, nor those of earlier runs. Its path is resolved."""
     found, others = Sources(), Counter[str]()
 
     def name_unreadable(error: OSError) -> None:

@@ -49,6 +49,8 @@ from ..faceanon_core.guidance import (
     GuidanceSettings,
     Term,
     TermSettings,
+    check_rows,
+    rows_of,
 )
 from ..faceanon_core.leakage import late_start_warning
 from ..faceanon_core.recognition import load_recognition as read_recognition
@@ -72,9 +74,9 @@ class TermSpec:
     settings: TermSettings
     inputs: tuple[Tensor, ...]
 
-    def of(self, faces: Sequence[int], count: int) -> TermSpec:
+    def of(self, faces: list[int], count: int) -> TermSpec:
         """The term for these of `count` faces."""
-        return replace(self, inputs=tuple(_rows(values, faces, count) for values in self.inputs))
+        return replace(self, inputs=tuple(_rows(values, "source", faces, count) for values in self.inputs))
 
     def build(self) -> Term:
         """Must be called outside inference mode, after the network is loaded."""
@@ -104,22 +106,16 @@ class GuidanceSpec:
         """Whether any term has a strength."""
         return self.settings.strength > 0 or any(term.settings.strength > 0 for term in self.more)
 
-    def of(self, faces: Sequence[int], count: int) -> GuidanceSpec:
+    def of(self, faces: list[int], count: int) -> GuidanceSpec:
         """The guidance of these of `count` faces. Raises: InputError if it was made for another number of them."""
-        images = {name: _rows(getattr(self, name), faces, count) for name in ("target", "source", "region")}
-        return replace(self, **images, more=tuple(term.of(faces, count) for term in self.more))
+        given = {name: getattr(self, name) for name in ("target", "source", "region")}
+        chosen = {name: _rows(values, name, faces, count) for name, values in given.items() if values is not None}
+        return replace(self, **chosen, more=tuple(term.of(faces, count) for term in self.more))
 
 
-def _rows(values: Tensor | None, faces: Sequence[int], count: int) -> Any:
-    """Those of the faces; one row for all of them stays."""
-    if values is None or len(values) == 1:
-        return values
-    if len(values) != count:
-        raise InputError(
-            f"the guidance has {len(values)} faces but there are {count} crops; give one for all, or one for each "
-            "(Attribute Guidance hands them out when crops are connected)"
-        )
-    return values[list(faces)]
+def _rows(values: Tensor, name: str, faces: list[int], count: int) -> Any:
+    check_rows(len(values), name, count)
+    return rows_of(values, faces)
 
 
 # ---- the demo model ----
@@ -306,7 +302,7 @@ def narrow(conditioning: Any, start: float, end: float) -> Any:
     return narrowed
 
 
-def of_faces(model: Any, conditionings: Sequence[Any], faces: Sequence[int], count: int) -> tuple[list[Any], list[int]]:
+def of_faces(model: Any, conditionings: Sequence[Any], faces: list[int], count: int) -> tuple[list[Any], list[int]]:
     """Every CONDITIONING for these of `count` faces alone, and which they are.
 
     All faces, where a conditioning holds more than tokens and numbers or the model is patched with functions: nobody knows
@@ -317,10 +313,10 @@ def of_faces(model: Any, conditionings: Sequence[Any], faces: Sequence[int], cou
     chosen = [[_entry_of(entry, faces, count) for entry in conditioning] for conditioning in conditionings]
     if any(patches) or any(entry is None for conditioning in chosen for entry in conditioning):
         return list(conditionings), list(range(count))
-    return chosen, list(faces)
+    return chosen, faces
 
 
-def _entry_of(entry: Any, faces: Sequence[int], count: int) -> Any:
+def _entry_of(entry: Any, faces: list[int], count: int) -> Any:
     told = {"tokens": entry[0], **entry[1]}
     tensors = {name: value for name, value in told.items() if isinstance(value, Tensor)}
     others = [value for name, value in told.items() if name not in tensors]
@@ -328,7 +324,7 @@ def _entry_of(entry: Any, faces: Sequence[int], count: int) -> Any:
         return None
     if not all(value is None or isinstance(value, (bool, int, float, str)) for value in others):
         return None
-    told |= {name: _rows(value, faces, count) for name, value in tensors.items()}
+    told |= {name: rows_of(value, faces) for name, value in tensors.items()}
     return [told.pop("tokens"), told]
 
 

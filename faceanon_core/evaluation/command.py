@@ -116,7 +116,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("there is nothing to measure: name a folder of results, or --baselines, or --attacks")
     if options.limit is not None and options.limit < 1:
         raise InputError(f"limit must be at least 1, got {options.limit}")
-    for option, known in (("baselines", BASELINES), ("attacks", tuple(ATTACKS))):
+    for option, known in (("baselines", BASELINES), ("attacks", ATTACKS)):
         unknown = [name for name in split_names(getattr(options, option)) if name not in known]
         if unknown:
             raise InputError(f"there is no {option[:-1]} {unknown[0]!r}; known: {', '.join(known)}")

@@ -59,7 +59,7 @@ class Gallery:
 
     def __init__(self, root: Path, observer: Observer, results: Path | None = None) -> None:
         self.root = root.resolve()
-        found = find_sources(self.root, results and results.resolve())
+        found = find_sources(self.root, results)
         self.unread = {path.relative_to(self.root).as_posix(): why for path, why in found.unread.items()}
         self.notes = found.notes
         self._by_picture: dict[str, list[Seen]] = {}
