@@ -113,9 +113,12 @@ class FaceDetector:
     ) -> None:  # fmt: skip
         self.min_score = min_score
         folders = [*task_folders, model_folder()]
-        self._backend = _open_backend(min_score, task_file, folders)
+        opened = contextlib.ExitStack()
+        # at the latest before the interpreter takes itself apart; made before mediapipe is imported, whose own hook, after
+        # which there is nothing to close, then comes first
+        self._close = weakref.finalize(self, opened.close)
+        self._backend = opened.enter_context(contextlib.closing(_open_backend(min_score, task_file, folders)))
         self._second = SecondDetector(folders) if cross_check else None
-        self._close = weakref.finalize(self, self._backend.close)  # at the latest before the interpreter takes itself apart
 
     @property
     def key(self) -> str:

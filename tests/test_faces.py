@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -266,3 +268,11 @@ def test_the_face_at_a_place_is_the_one_that_takes_it_up(face) -> None:
     small = replace(face, box=Box(face.box.left, face.box.top, face.box.left + 20, face.box.top + 20))
     assert face_at(face.box, [beside, small, face]) == face
     assert face_at(face.box, [beside, small]) is None and face_at(face.box, []) is None
+
+
+def test_a_detector_that_nobody_closed_says_nothing_at_the_end() -> None:
+    code = "from faceanon_core.faces import FaceDetector; detector = FaceDetector(); print('made')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "made\n" and "Traceback" not in done.stderr
